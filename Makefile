@@ -1,0 +1,44 @@
+# `make demo` and `make test` work on a machine with Python >= 3.11, git and make; each makes .venv when it is not there.
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+CORES ?= $(shell nproc 2>/dev/null || echo 2)
+
+.PHONY: help demo test lint format unit workflow bench fuzz test-cluster docs clean
+
+help: ## what can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+# The stamp changes when what is installed should: the pins, or the project's own metadata.
+$(VENV)/.stamp: constraints.txt pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(VENV)/.stamp ## synthetic dataset, tiny models, tables and report
+	$(BIN)/stagebench demo --cores $(CORES)
+
+test: $(VENV)/.stamp lint unit workflow ## all that CI runs
+
+lint: $(VENV)/.stamp ## ruff, mypy, snakefmt, snakemake --lint
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/snakefmt --check Snakefile rules
+
+format: $(VENV)/.stamp ## put the code in form
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+	$(BIN)/snakefmt Snakefile rules
+
+unit: $(VENV)/.stamp ## unit tests
+	$(BIN)/python -m pytest tests/unit -q
+
+workflow: $(VENV)/.stamp ## Snakemake run for real
+	$(BIN)/python -m pytest tests/workflow -q
+
+clean: ## remove what the pipeline made (not .venv)
+	rm -rf results cache resources/demo .snakemake

@@ -1,0 +1,85 @@
+"""Every error that stagebench raises on purpose.
+
+    StagebenchError
+    ├── ConfigError            a key, type or combination in the configuration
+    ├── DatasetError           the index or a path in it
+    │   └── UnsafePathError    a path that leaves the dataset's root
+    ├── SourceError            one clip cannot be read; the sample is set aside, the job goes on
+    │   ├── UnsafeFileError    a file that would run code or claims more than it holds
+    │   ├── ShortClipError     fewer frames than asked for
+    │   └── CorruptClipError   bytes that do not decode to what they promise
+    ├── StoreError             a shard that cannot be trusted
+    │   └── ChecksumError      bytes that changed since they were written
+    ├── PlanError              the plan does not fit what is on disk
+    ├── ModelError             weights, preset, adapter or engine
+    │   └── EncoderNotFoundError   no vision module to count and hook
+    ├── TimingError            a timing job that cannot give valid numbers
+    ├── VerifyError            decoupled and monolithic disagree
+    └── MergeError             rows that must not be pooled
+
+A message says what was found, what was expected, where, and what to do.
+"""
+
+
+class StagebenchError(Exception):
+    """Base of all errors raised on purpose; its message is meant to be read by a person."""
+
+
+class ConfigError(StagebenchError):
+    """A key, type or combination in the configuration is wrong."""
+
+
+class DatasetError(StagebenchError):
+    """The dataset's index, or a path in it, is wrong."""
+
+
+class UnsafePathError(DatasetError):
+    """A path in the index leaves the dataset's root."""
+
+
+class SourceError(StagebenchError):
+    """One clip cannot be read. The clip becomes a failed row; the job goes on."""
+
+
+class UnsafeFileError(SourceError):
+    """A file would run code, or claims more than it holds."""
+
+
+class ShortClipError(SourceError):
+    """A clip has fewer frames or events than asked for."""
+
+
+class CorruptClipError(SourceError):
+    """A clip's bytes do not decode to what they promise."""
+
+
+class StoreError(StagebenchError):
+    """A shard is missing something or holds something else than its name says."""
+
+
+class ChecksumError(StoreError):
+    """A shard's bytes changed since they were written."""
+
+
+class PlanError(StagebenchError):
+    """The plan does not fit what is on disk."""
+
+
+class ModelError(StagebenchError):
+    """A model's weights, preset, adapter or engine cannot be used."""
+
+
+class EncoderNotFoundError(ModelError):
+    """No vision module was found to count and hook."""
+
+
+class TimingError(StagebenchError):
+    """A timing job cannot give valid numbers."""
+
+
+class VerifyError(StagebenchError):
+    """Decoupled and monolithic runs of a model disagree."""
+
+
+class MergeError(StagebenchError):
+    """Rows that must not be pooled were about to be."""

@@ -1,0 +1,192 @@
+"""The stages of one sample and the clock that times them.
+
+Host time is `perf_counter_ns` with the device synchronised at both ends of a stage; on CUDA an event pair beside it gives
+the time between the same two points on the device's own clock. `total` is timed on its own around all stages, so
+`total - sum(stages)` shows what the stages missed.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+STAGES = ("load", "preprocess", "h2d", "encode", "prefill", "decode")
+"""In the order in which a sample passes through them."""
+
+TTFT_STAGES = STAGES[:5]
+"""Time to first token: everything up to and with prefill, which yields the first token."""
+
+VIEWS: dict[str, dict[str, tuple[str, ...]]] = {
+    "3": {"1 load": ("load",), "2 preprocess": ("preprocess", "h2d"), "3 vision + LLM": ("encode", "prefill", "decode")},
+    "4": {"1 load": ("load",), "2 preprocess": ("preprocess", "h2d"), "3 vision": ("encode",), "4 LLM": ("prefill", "decode")},
+    "5": {"1 load": ("load",), "2 preprocess": ("preprocess", "h2d"), "3 vision": ("encode",), "4 prefill": ("prefill",), "5 decode": ("decode",)},
+}
+"""The coarser stage views that older papers use, as sums of ours."""
+
+CLOSURE_SHARE = 0.01
+CLOSURE_MS = 0.2
+
+
+def closure_bound_ms(total_ms: float) -> float:
+    """The residual above which a sample is suspect: 1 % of its total + 0.2 ms."""
+    return CLOSURE_SHARE * total_ms + CLOSURE_MS
+
+
+@dataclass(frozen=True)
+class StageTimes:
+    """One run of one sample (or batch). All times in milliseconds; stages that did not run are absent."""
+
+    host_ms: dict[str, float]
+    gpu_ms: dict[str, float]
+    total_ms: float
+    total_gpu_ms: float | None
+    peak_bytes: dict[str, int]
+    token_ms: tuple[float, ...] = ()
+    """When each token after the first was there, in ms since prefill ended (the first token)."""
+
+    @property
+    def residual_ms(self) -> float:
+        return self.total_ms - sum(self.host_ms.values())
+
+    @property
+    def ttft_ms(self) -> float:
+        """load + preprocess + h2d + encode + prefill."""
+        return sum(self.host_ms.get(stage, 0.0) for stage in TTFT_STAGES)
+
+
+@dataclass
+class _Span:
+    begin_ns: int = 0
+    end_ns: int = 0
+    begin_event: Any = None
+    end_event: Any = None
+
+
+@dataclass
+class StageClock:
+    """Times one sample. Use once: `with clock.total(): with clock.stage("load"): ...`, then `clock.times()`.
+
+    device: where the model runs; `cuda` adds synchronisation, events and peak memory.
+    sync: False leaves out every synchronisation, event and memory reading inside the total (the plain run that the
+        instrumented one is compared with); stages then still appear, with times that mean nothing on CUDA.
+    """
+
+    device: torch.device | str = "cpu"
+    sync: bool = True
+    _spans: dict[str, _Span] = field(default_factory=dict)
+    _open: str | None = None
+    _total: _Span = field(default_factory=_Span)
+    _peak: dict[str, int] = field(default_factory=dict)
+    _tokens: list[tuple[int, Any]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self._cuda: Any = None
+        if str(self.device).startswith("cuda"):
+            import torch
+
+            self._cuda = torch.cuda
+        self._events = self._cuda is not None and self.sync
+
+    @contextmanager
+    def total(self) -> Iterator[None]:
+        """The sample's own window, around all stages; the device is idle at both ends, also in a plain run."""
+        self._synchronize(always=True)
+        self._total.begin_event = self._event()
+        self._total.begin_ns = time.perf_counter_ns()
+        try:
+            yield
+        finally:
+            self._total.end_event = self._event()
+            self._synchronize(always=True)
+            self._total.end_ns = time.perf_counter_ns()
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """One stage. Raises ValueError for an unknown, repeated or nested stage."""
+        self.begin(name)
+        try:
+            yield
+        finally:
+            if self._open is not None:  # a switch inside may have moved on to the next stage
+                self.end()
+
+    def begin(self, name: str) -> None:
+        if name not in STAGES:
+            raise ValueError(f"stage {name!r}: expected one of {STAGES}")
+        if self._open is not None or name in self._spans:
+            raise ValueError(f"stage {name!r}: {'opened inside ' + self._open if self._open else 'ran twice'}")
+        self._synchronize()
+        if self._events:
+            self._cuda.reset_peak_memory_stats(self.device)
+        self._start(name)
+
+    def end(self) -> None:
+        if self._open is None:
+            raise ValueError("no stage is open")
+        span = self._spans[self._open]
+        span.end_event = self._event()
+        self._synchronize()
+        span.end_ns = time.perf_counter_ns()
+        if self._events:
+            self._peak[self._open] = int(self._cuda.max_memory_allocated(self.device))
+        self._open = None
+
+    def switch(self, name: str) -> None:
+        """End the open stage and begin `name` at the same instant: for one call that holds two stages, as `generate` does."""
+        if self._open is None:
+            raise ValueError(f"switch to {name!r}: no stage is open")
+        before = self._spans[self._open]
+        self.end()
+        if self._events:
+            self._cuda.reset_peak_memory_stats(self.device)
+        self._start(name)
+        # one instant for both, so that nothing falls between them
+        self._spans[name].begin_ns = before.end_ns
+
+    def token(self) -> None:
+        """Note that a further token of the decode stage is there. Never synchronises."""
+        self._tokens.append((time.perf_counter_ns(), self._event()))
+
+    def times(self) -> StageTimes:
+        """The reading. Raises ValueError while a stage or the total is still open."""
+        if self._open is not None or not self._total.end_ns:
+            raise ValueError(f"{self._open or 'total'} is still open")
+        ms = 1e-6
+        host = {name: (s.end_ns - s.begin_ns) * ms for name, s in self._spans.items()}
+        gpu: dict[str, float] = {}
+        total_gpu = None
+        if self._events:
+            gpu = {name: float(s.begin_event.elapsed_time(s.end_event)) for name, s in self._spans.items()}
+            total_gpu = float(self._total.begin_event.elapsed_time(self._total.end_event))
+        return StageTimes(host, gpu, (self._total.end_ns - self._total.begin_ns) * ms, total_gpu, dict(self._peak), self._token_ms())
+
+    def _token_ms(self) -> tuple[float, ...]:
+        decode = self._spans.get("decode")
+        if decode is None:
+            return ()
+        if self._events:
+            return tuple(float(decode.begin_event.elapsed_time(event)) for _, event in self._tokens)
+        return tuple((ns - decode.begin_ns) * 1e-6 for ns, _ in self._tokens)
+
+    def _start(self, name: str) -> None:
+        span = self._spans[name] = _Span()
+        self._open = name
+        span.begin_event = self._event()
+        span.begin_ns = time.perf_counter_ns()
+
+    def _event(self) -> Any:
+        if not self._events:
+            return None
+        event = self._cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def _synchronize(self, *, always: bool = False) -> None:
+        if self._cuda is not None and (self.sync or always):
+            self._cuda.synchronize(self.device)
