@@ -1,0 +1,297 @@
+"""What a person runs without Snakemake: `stagebench run | demo | verify | compare | cache | demo-data | doctor`."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from stagebench import __version__
+from stagebench.errors import StagebenchError
+
+__all__ = ["app", "main"]
+
+app = typer.Typer(name="stagebench", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
+cache_app = typer.Typer(no_args_is_help=True, help="The frame and event store: size per spec, checks, clean-up.")
+app.add_typer(cache_app, name="cache")
+
+STAGE_COLUMNS = [
+    "model",
+    "variant",
+    "length",
+    "n",
+    "load_ms",
+    "preprocess_ms",
+    "h2d_ms",
+    "encode_ms",
+    "prefill_ms",
+    "decode_ms",
+    "total_ms",
+]
+VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
+CACHE_DIR = Annotated[Path, typer.Option(help="Folder of the frame and event store.")]
+
+
+def main() -> None:
+    """Entry point. A StagebenchError ends with its message and exit code 1, never with a traceback."""
+    try:
+        app()
+    except StagebenchError as error:
+        from stagebench.console import errors
+
+        errors.print(f"[bold red]{type(error).__name__}[/]: ", end="")
+        errors.print(str(error), markup=False)
+        sys.exit(1)
+
+
+@app.callback()
+def _root(version: Annotated[bool, typer.Option("--version", help="Print the version and exit.", is_eager=True)] = False) -> None:
+    """Stage-by-stage latency of vision-language models, in numbers that can be published."""
+    if version:
+        typer.echo(f"stagebench {__version__}")
+        raise typer.Exit
+
+
+@app.command()
+def run(
+    dataset_dir: Annotated[Path, typer.Option(help="Dataset folder with the index JSON.")],
+    dataset_json: Annotated[str | None, typer.Option(help="Index, relative to the folder.")] = None,
+    models: Annotated[
+        str, typer.Option(help="Comma-separated: name, or name=weights (folder, hub id, dummy:<seed>).")
+    ] = "eventgpt,video_llava,llava",
+    preset: Annotated[str, typer.Option(help="Shape of dummy weights: tiny or 7b.")] = "tiny",
+    max_samples: Annotated[int | None, typer.Option(min=1, help="Take the first n samples.")] = None,
+    show_samples: Annotated[int, typer.Option(min=0, help="Print the answers of the first n samples.")] = 0,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N; default: a free GPU if there is one.")] = None,
+    warmup: Annotated[int, typer.Option(min=0, help="Samples run before measuring.")] = 2,
+    repeats: Annotated[int, typer.Option(min=1, help="Runs of each sample.")] = 1,
+    frames: Annotated[int, typer.Option(min=1, help="Video frames a clip.")] = 8,
+    event_frames: Annotated[int, typer.Option(min=1, help="Event frames a clip.")] = 5,
+    sensor: Annotated[str | None, typer.Option(help="Event sensor as HEIGHTxWIDTH; default: each clip's extent.")] = None,
+    source: Annotated[str, typer.Option(help="What load reads: cache, mp4 (events: npy) or frames (events: png).")] = "cache",
+    max_new_tokens: Annotated[int, typer.Option(min=1, help="Cap of the natural length.")] = 512,
+    fixed_tokens: Annotated[int | None, typer.Option(min=1, help="Also time exactly this many tokens.")] = None,
+    query: Annotated[str | None, typer.Option(help="One query for all samples.")] = None,
+    questions_file: Annotated[str | None, typer.Option(help="Queries asked of every clip: a JSON list, or one a line.")] = None,
+    temperature: Annotated[float, typer.Option(min=0, help="0 decodes greedily.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Nucleus sampling.")] = 1.0,
+    engine: Annotated[str, typer.Option(help="How tokens are produced.")] = "generate",
+    dtype: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto",
+    seed: Annotated[int, typer.Option(help="Seed of sample order and sampling.")] = 0,
+    output_dir: Annotated[Path, typer.Option(help="Where results go.")] = Path("results/run"),
+    cache_dir: CACHE_DIR = Path("cache"),
+    verbose: VERBOSE = False,
+) -> None:
+    """Time models on a dataset in one process.
+
+    Example: stagebench run --dataset-dir resources/demo --sensor 480x640 --max-samples 4 --fixed-tokens 16
+    """
+    from stagebench.console import console, print_csv, setup_logging, steps
+    from stagebench.standalone import config_from_flags, run_study
+
+    setup_logging(verbose)
+    config = config_from_flags(
+        dataset_dir,
+        study=output_dir.resolve().name,
+        dataset_json=dataset_json,
+        models=[m.strip() for m in models.split(",") if m.strip()],
+        preset=preset,
+        frames=frames,
+        event_parts=event_frames,
+        sensor=_sensor(sensor),
+        max_samples=max_samples,
+        warmup=warmup,
+        repeats=repeats,
+        max_new_tokens=max_new_tokens,
+        fixed_tokens=fixed_tokens,
+        query=query,
+        questions_file=questions_file,
+        temperature=temperature,
+        top_p=top_p,
+        engine=engine,
+        dtype=dtype,
+        seed=seed,
+        source=source,
+    )
+    with steps() as tell:
+        done = run_study(config, output_dir, cache_dir, device=device, threads=os.cpu_count() or 1, progress=tell)
+    if show_samples:
+        _show_samples(output_dir, show_samples)
+    print_csv(output_dir / "tables" / "stages.csv", title="Stages", columns=STAGE_COLUMNS)
+    if (output_dir / "tables" / "comparison.csv").exists():
+        print_csv(output_dir / "tables" / "comparison.csv", title="Comparison")
+    console.print(f"{done.extracted} shards extracted, {done.timed} timing jobs run. Report: {done.report}")
+
+
+@app.command()
+def demo(
+    cores: Annotated[int, typer.Option(min=1, help="Cores for Snakemake.")] = os.cpu_count() or 1,
+    configfile: Annotated[Path, typer.Option(help="The study.")] = Path("config/config.yaml"),
+) -> None:
+    """Run the pipeline on the synthetic demo dataset through Snakemake, then print the comparison.
+
+    Example: stagebench demo --cores 8
+    """
+    from stagebench.config import load_config
+    from stagebench.console import console, print_csv
+
+    results = Path("results") / load_config(configfile).study
+    command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--resources", "gpu=1", "--configfile", str(configfile)]
+    pending = subprocess.run([*command, "--dry-run", "--quiet"], capture_output=True, text=True, check=False)
+    if pending.returncode:
+        console.print(pending.stdout + pending.stderr, markup=False)
+        raise typer.Exit(1)
+    nothing_to_do = "Nothing to be done" in pending.stdout + pending.stderr
+    if nothing_to_do:
+        console.print("Nothing to do: no job ran, every result is up to date.")
+    elif subprocess.run(command, check=False).returncode:
+        raise typer.Exit(1)
+    print_csv(results / "tables" / "stages.csv", title="Stages (ms, medians)", columns=STAGE_COLUMNS)
+    print_csv(results / "tables" / "comparison.csv", title="Comparison")
+    console.print(f"Report: {(results / 'report.html').resolve()}")
+
+
+@app.command()
+def verify(
+    configfile: Annotated[Path, typer.Option(help="The study.")] = Path("config/config.yaml"),
+    models: Annotated[str | None, typer.Option(help="Comma-separated names; default: all.")] = None,
+    device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Where <model>.json goes; default: results/<study>/verify.")] = None,
+    cache_dir: CACHE_DIR = Path("cache"),
+    verbose: VERBOSE = False,
+) -> None:
+    """Prove that each model's decoupled stages compute what the model computes; exit code 1 otherwise.
+
+    Example: stagebench verify --configfile config/config.yaml --models eventgpt
+    """
+    from stagebench.console import console, setup_logging
+    from stagebench.standalone import verify_study
+
+    setup_logging(verbose)
+    failed = False
+    for report in verify_study(configfile, output_dir, cache_dir, only=models.split(",") if models else None, device=device):
+        console.print(f"{report.model} ({report.weights}, {report.dtype}, {report.device}): {'passed' if report.passed else 'FAILED'}")
+        for check in report.checks:
+            console.print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}", markup=False)
+        failed |= not report.passed
+    raise typer.Exit(int(failed))
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="Results folder before.")],
+    b: Annotated[Path, typer.Argument(help="Results folder after.")],
+    threshold: Annotated[float, typer.Option(help="Exit with 1 when anything is SLOWER by more than this share.")] = 0.05,
+) -> None:
+    """Two results side by side, with the difference of their fingerprints.
+
+    Example: stagebench compare results/before results/after --threshold 0.05
+    """
+    from stagebench.compare import compare_results
+    from stagebench.console import console
+
+    outcome = compare_results(a, b, threshold=threshold)
+    console.print(outcome.text, markup=False)
+    raise typer.Exit(outcome.exit_code)
+
+
+@app.command("demo-data")
+def demo_data(
+    root: Annotated[Path, typer.Argument(help="Folder to write.")] = Path("resources/demo"),
+    clips: Annotated[int, typer.Option(min=1, help="Clips.")] = 6,
+    seed: Annotated[int, typer.Option(help="Seed of the scenes.")] = 0,
+) -> None:
+    """Write the synthetic driving dataset: rendered MP4s and simulated events.
+
+    Example: stagebench demo-data /tmp/demo --clips 12
+    """
+    from stagebench.demo import write_demo
+
+    write_demo(root, clips=clips, seed=seed)
+    typer.echo(f"{root}: {clips} clips")
+
+
+@app.command()
+def doctor(cache_dir: CACHE_DIR = Path("cache")) -> None:
+    """Say what works on this machine and what to do about what does not; exit code 1 if the demo cannot run."""
+    from stagebench.console import console
+    from stagebench.doctor import examine
+
+    findings = examine(cache_dir)
+    for finding in findings:
+        mark = "ok     " if finding.works else "FAIL   " if finding.needed else "missing"
+        console.print(f"{mark} {finding.name}: {finding.detail}", markup=False)
+        if not finding.works and finding.remedy:
+            console.print(f"        {finding.remedy}", markup=False)
+    raise typer.Exit(int(any(f.needed and not f.works for f in findings)))
+
+
+@cache_app.command("ls")
+def cache_ls(cache_dir: CACHE_DIR = Path("cache")) -> None:
+    """Shards and bytes per kind and spec."""
+    from stagebench.cache import usage
+    from stagebench.console import console
+
+    for spec in usage(cache_dir):
+        console.print(
+            f"{spec.kind}/{spec.spec_id}: {spec.shards} shards, {spec.bytes / 1e6:.1f} MB, {spec.named} named by a study", markup=False
+        )
+
+
+@cache_app.command("prune")
+def cache_prune(
+    cache_dir: CACHE_DIR = Path("cache"),
+    dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would go.")] = False,
+) -> None:
+    """Remove shards that no registered study's plan names."""
+    from stagebench.cache import prune
+    from stagebench.console import console
+
+    removed = prune(cache_dir, dry_run=dry_run)
+    verb = "would be removed" if dry_run else "removed"
+    console.print(f"{len(removed)} shards {verb}, {sum(size for _, size in removed) / 1e6:.1f} MB")
+
+
+@cache_app.command("verify")
+def cache_verify(cache_dir: CACHE_DIR = Path("cache")) -> None:
+    """Check every shard's bytes; exit code 1 if any changed."""
+    from stagebench.cache import check
+    from stagebench.console import console
+
+    bad = 0
+    for path, problem in check(cache_dir):
+        bad += problem is not None
+        console.print(f"{'ok  ' if problem is None else 'FAIL'} {path}" + (f": {problem}" if problem else ""), markup=False)
+    raise typer.Exit(int(bad > 0))
+
+
+def _sensor(text: str | None) -> tuple[int, int] | None:
+    if text is None:
+        return None
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() and int(p) for p in parts):
+        raise typer.BadParameter(f"{text!r}: expected HEIGHTxWIDTH, as in 480x640", param_hint="--sensor")
+    return int(parts[0]), int(parts[1])
+
+
+def _show_samples(results: Path, count: int) -> None:
+    import pyarrow.parquet as pq
+
+    from stagebench.console import console
+
+    table: Any = pq.read_table(results / "timings.parquet", columns=["sample", "model", "length", "repeat", "text", "query", "new_tokens"])
+    rows = [row for row in table.to_pylist() if row["repeat"] == 0 and row["text"] is not None]
+    for sample in sorted({row["sample"] for row in rows})[:count]:
+        of_sample = [row for row in rows if row["sample"] == sample]
+        console.print(f"\n{sample}: {of_sample[0]['query']}", markup=False)
+        for row in of_sample:
+            console.print(f"  {row['model']} ({row['length']}, {row['new_tokens']} tokens): {json.dumps(row['text'])}", markup=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""A whole study in one process, without Snakemake: the same plan, jobs and merge as the rules, one after the other."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagebench.config import Config, load_config
+from stagebench.errors import ConfigError
+
+if TYPE_CHECKING:
+    from stagebench.verify import VerifyReport
+
+__all__ = ["StudyResult", "config_from_flags", "run_study", "verify_study"]
+
+log = logging.getLogger(__name__)
+
+KNOWN_MODELS: dict[str, dict[str, Any]] = {
+    "eventgpt": {"adapter": "eventgpt", "input": "events"},
+    "video_llava": {"adapter": "hf", "input": "frames"},
+    "llava": {"adapter": "hf", "input": "frames", "frames_as": "grid"},
+}
+"""Models that `stagebench run --models` knows by name; any other is taken as a Hugging Face image-text model on video frames."""
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a finished study left behind."""
+
+    results: Path
+    report: Path
+    extracted: int
+    timed: int
+    """Jobs that really ran; the others were already there."""
+
+
+def config_from_flags(
+    dataset_dir: Path,
+    *,
+    study: str = "run",
+    dataset_json: str | None = None,
+    models: Sequence[str] = tuple(KNOWN_MODELS),
+    preset: str = "tiny",
+    frames: int = 8,
+    event_parts: int = 5,
+    sensor: tuple[int, int] | None = None,
+    max_samples: int | None = None,
+    warmup: int = 2,
+    repeats: int = 1,
+    max_new_tokens: int = 512,
+    fixed_tokens: int | None = None,
+    query: str | None = None,
+    questions_file: str | None = None,
+    temperature: float = 0.0,
+    top_p: float = 1.0,
+    engine: str = "generate",
+    dtype: str = "auto",
+    seed: int = 0,
+    source: str = "cache",
+) -> Config:
+    """The flags of `stagebench run` as a study's configuration.
+
+    models: `name` (random weights of the preset) or `name=weights` (a local folder, a hub id, or dummy:<seed>).
+    Raises ConfigError that names the wrong flag's key.
+    """
+    stanzas = dict(_stanza(text, preset) for text in models)
+    if len(stanzas) != len(models):
+        raise ConfigError(f"--models {' '.join(models)}: a name stands twice. Give each model once.")
+    dataset = {"root": str(dataset_dir), "sensor": sensor, "query": query, "questions_file": questions_file, "max_samples": max_samples}
+    if dataset_json:
+        dataset["index"] = dataset_json
+    return load_config(
+        {
+            "study": study,
+            "datasets": {dataset_dir.resolve().name or "data": dataset},
+            "frames": {"count": frames, "source": source if source in ("cache", "mp4", "frames") else "cache"},
+            "events": {
+                "parts": event_parts,
+                "size": "sensor" if sensor else "clip",
+                "source": {"mp4": "npy", "frames": "png"}.get(source, source),
+            },
+            "models": stanzas,
+            "variants": {"engine": [engine], "dtype": dtype, "temperature": temperature, "top_p": top_p},
+            "timing": {
+                "warmup": warmup,
+                "repeats": repeats,
+                "lengths": ["natural", *([fixed_tokens] if fixed_tokens else [])],
+                "max_new_tokens": max_new_tokens,
+                "seed": seed,
+            },
+        }
+    )
+
+
+def _stanza(text: str, preset: str) -> tuple[str, dict[str, Any]]:
+    name, _, weights = text.partition("=")
+    weights = weights or "dummy:0"
+    stanza = dict(KNOWN_MODELS.get(name, {"adapter": "hf", "input": "frames"}), weights=weights)
+    if weights.startswith("dummy:"):
+        stanza["preset"] = preset
+    return name, stanza
+
+
+def run_study(
+    config: Config,
+    results: Path,
+    cache: Path,
+    *,
+    device: str | None = None,
+    threads: int = 1,
+    progress: Callable[[str, int, int], None] | None = None,
+) -> StudyResult:
+    """Plan, extract, verify, time, merge and report. What is there already under the plan's names is kept.
+
+    progress: called with (what, done, of) as steps end.
+    """
+    from stagebench.extract import extract_shard
+    from stagebench.merge import merge
+    from stagebench.plan import build_plan
+    from stagebench.report import write_report
+    from stagebench.session import run_job
+    from stagebench.verify import run_verify
+
+    tell = progress or (lambda what, done, of: log.info("%s %d/%d", what, done, of))
+    plan = build_plan(config, cache, threads=threads)
+    plan.write(results / "plan.json")
+    extracted = timed = 0
+    for number, shard in enumerate(plan.shards, 1):
+        output = cache / f"{shard.name}.parquet"
+        if not output.exists():
+            extract_shard(plan, shard, output, cache=cache, threads=threads)
+            extracted += 1
+        tell("extract", number, len(plan.shards))
+    verified: set[tuple[str, str]] = set()
+    for number, job in enumerate(plan.jobs, 1):
+        proof = plan.verify_path(job)
+        if proof not in verified:
+            run_verify(plan, job, results / proof, cache=cache, device=device)
+            verified.add(proof)
+        output = results / job.path
+        if not output.exists():
+            run_job(plan, job, output, cache=cache, device=device)
+            timed += 1
+        tell("time", number, len(plan.jobs))
+    merge(plan, results)
+    report = write_report(results)
+    return StudyResult(results, report, extracted, timed)
+
+
+def verify_study(
+    configfile: Path, output_dir: Path | None, cache: Path, *, only: Sequence[str] | None = None, device: str | None = None
+) -> Iterator[VerifyReport]:
+    """Verify each model of a study (once for each variant that changes its computation), extracting what that needs.
+
+    Yields every report, passed or not. Raises ConfigError for a model that the study does not have.
+    """
+    from stagebench.errors import VerifyError
+    from stagebench.extract import extract_shard
+    from stagebench.plan import build_plan
+    from stagebench.verify import read_report, run_verify
+
+    config = load_config(configfile)
+    unknown = sorted(set(only or ()) - set(config.models))
+    if unknown:
+        raise ConfigError(f"--models {unknown[0]}: the study has {', '.join(config.models)}")
+    plan = build_plan(config, cache, threads=1)
+    results = output_dir or Path("results") / config.study
+    seen: set[str] = set()
+    for job in plan.jobs:
+        proof = plan.verify_path(job)
+        if proof in seen or (only and job.model not in only):
+            continue
+        seen.add(proof)
+        for shard in plan.shards:
+            output = cache / f"{shard.name}.parquet"
+            if shard.name in job.block.shards and not output.exists():
+                extract_shard(plan, shard, output, cache=cache, threads=1)
+        try:
+            yield run_verify(plan, job, results / proof, cache=cache, device=device)
+        except VerifyError:
+            yield read_report(results / proof)

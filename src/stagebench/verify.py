@@ -1,0 +1,318 @@
+"""Proof that a model's decoupled stages compute what the model itself computes.
+
+Each check compares the adapter's cut (encode, merge, then tokens from the embedded prompt) with the model's own path from pixels
+to tokens, or watches which modules run when. One failed check makes every number of that model INVALID.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import statistics
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from stagebench import engines
+from stagebench.errors import StagebenchError, VerifyError
+from stagebench.models.base import Adapter, Decoding, Features, Inputs, Tokens
+from stagebench.models.hooks import VisionTimingHooks
+from stagebench.stages import StageClock
+
+if TYPE_CHECKING:
+    from stagebench.plan import Plan, TimingJob
+
+__all__ = ["Check", "VerifyReport", "read_report", "run_verify", "verify_model"]
+
+log = logging.getLogger(__name__)
+
+LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
+"""Largest |difference| of any logit, in units of the logits' standard deviation. The two paths run the same kernels on the same
+shapes; what remains is the rounding of a different order of operations. The mildest wrong port known (frames reversed) is at 0.18."""
+
+TOWER_TIME_SHARE = 0.35
+TOWER_TIME_MS = 2.0
+"""Medians of the tower's time under hooks, decoupled against monolithic, may differ by this share + this many ms (host noise)."""
+
+TIMED_RUNS = 5
+
+
+@dataclass(frozen=True)
+class Check:
+    """One claim about a model and whether it held."""
+
+    name: str
+    passed: bool
+    detail: str
+
+
+@dataclass(frozen=True)
+class VerifyReport:
+    """All checks of one model."""
+
+    model: str
+    checks: tuple[Check, ...]
+    weights: str = ""
+    dtype: str = ""
+    device: str = ""
+
+    @property
+    def passed(self) -> bool:
+        return bool(self.checks) and all(check.passed for check in self.checks)
+
+    def write(self, path: Path) -> None:
+        """JSON: {model, passed, weights, dtype, device, checks: [{name, passed, detail}]}."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        body = {**asdict(self), "passed": self.passed}
+        temporary = path.with_name(f".{path.name}.tmp")
+        temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        temporary.replace(path)
+
+    def raise_if_failed(self) -> None:
+        """Raises VerifyError that names every failed check."""
+        failed = [check for check in self.checks if not check.passed]
+        if failed or not self.checks:
+            lines = "\n".join(f"  {check.name}: {check.detail}" for check in failed) or "  no check ran"
+            raise VerifyError(
+                f"{self.model}: {len(failed)} of {len(self.checks)} checks of the decoupled stages failed:\n{lines}\n"
+                "Its stage times describe another computation than the model's. Mend the adapter before timing it."
+            )
+
+
+def read_report(path: Path) -> VerifyReport:
+    """What `VerifyReport.write` wrote."""
+    body = json.loads(path.read_text(encoding="utf-8"))
+    checks = tuple(Check(c["name"], bool(c["passed"]), c["detail"]) for c in body["checks"])
+    return VerifyReport(body["model"], checks, body.get("weights", ""), body.get("dtype", ""), body.get("device", ""))
+
+
+def verify_model(adapter: Adapter, frames: Sequence[np.ndarray], query: str, *, model: str | None = None, tokens: int = 16) -> VerifyReport:
+    """Run every check on one sample.
+
+    adapter: loaded. frames: uint8 RGB [H, W, 3]. tokens: length of the compared greedy decoding.
+    A check that raises has failed; its detail is the error.
+    """
+    decoding = Decoding(max_new_tokens=tokens, min_new_tokens=tokens, eos_token_ids=adapter.eos_token_ids())
+    with torch.inference_mode():
+        subject = _Subject(adapter, frames, query, decoding)
+        checks = [_run(name, check, subject) for name, check in _CHECKS.items()]
+    for check in checks:
+        log.log(logging.INFO if check.passed else logging.ERROR, "%s: %s: %s", model or adapter.name, check.name, check.detail)
+    return VerifyReport(
+        model=model or adapter.name,
+        checks=tuple(checks),
+        weights=adapter.revision(),
+        dtype=str(adapter.spec.dtype).removeprefix("torch."),
+        device=str(adapter.device),
+    )
+
+
+class _Subject:
+    """One sample of one model, with what the checks share."""
+
+    def __init__(self, adapter: Adapter, frames: Sequence[np.ndarray], query: str, decoding: Decoding) -> None:
+        self.adapter, self.frames, self.query, self.decoding = adapter, list(frames), query, decoding
+        self.inputs = self.on_device(self.frames)
+
+    def on_device(self, frames: Sequence[np.ndarray]) -> Inputs:
+        inputs = self.adapter.collate([self.adapter.preprocess(frames, self.query)])
+        return inputs.to(self.adapter.device, self.adapter.spec.dtype)
+
+    def decode(self, features: Features, clock: StageClock | None = None) -> Tokens:
+        engine = engines.create("generate")
+        engine.prepare(self.adapter, self.decoding, 1)
+        clock = clock or StageClock(self.adapter.device)
+        with clock.total():
+            return engine.run(lambda: self.adapter.merge(self.inputs, features), self.decoding, clock)
+
+    def decoupled(self) -> Tokens:
+        return self.decode(self.adapter.encode(self.inputs))
+
+
+def _run(name: str, check: Any, subject: _Subject) -> Check:
+    try:
+        passed, detail = check(subject)
+    except Exception as error:  # an adapter may fail in any way: the failure is the finding
+        return Check(name, False, f"{type(error).__name__}: {error}")
+    return Check(name, bool(passed), detail)
+
+
+def _logits_equal(s: _Subject) -> tuple[bool, str]:
+    prompt = s.adapter.merge(s.inputs, s.adapter.encode(s.inputs))
+    model = s.adapter.language_model()
+    output = model(
+        inputs_embeds=prompt.embeds,
+        attention_mask=prompt.attention_mask,
+        position_ids=prompt.position_ids,
+        use_cache=False,
+        logits_to_keep=1,
+    )
+    ours = output.logits[:, -1].float()
+    theirs = s.adapter.monolithic_logits(s.inputs).float()
+    if ours.shape != theirs.shape:
+        return False, f"decoupled logits have shape {tuple(ours.shape)}, monolithic {tuple(theirs.shape)}"
+    spread = float(theirs.std())
+    difference = float((ours - theirs).abs().max())
+    bound = LOGIT_TOLERANCE[s.adapter.spec.dtype] * spread
+    return difference <= bound and spread > 0, f"largest difference {difference:.3g}, bound {bound:.3g} (standard deviation {spread:.3g})"
+
+
+def _tokens_equal(s: _Subject) -> tuple[bool, str]:
+    ours, theirs = s.decoupled().ids[0], s.adapter.monolithic(s.inputs, s.decoding).ids[0]
+    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
+    detail = f"{same} of {len(theirs)} greedy tokens agree ({len(ours)} decoupled)"
+    if ours == theirs:
+        return True, detail
+    if s.adapter.spec.dtype is torch.float32:
+        return False, detail
+    # below float32, ties between near-equal logits are broken by rounding: the logits check above is the test
+    return len(ours) == len(theirs), detail + "; after the first tie is broken by rounding the texts differ"
+
+
+def _one_encoder_call(s: _Subject) -> tuple[bool, str]:
+    with _calls(s.adapter.vision_module()) as count:
+        features = s.adapter.encode(s.inputs)
+        in_encode = count[0]
+        s.decode(features)
+    after = count[0] - in_encode
+    return in_encode == 1 and after == 0, f"{in_encode} in encode, {after} after it (expected 1 and 0)"
+
+
+def _features_reused(s: _Subject) -> tuple[bool, str]:
+    """From cached features: the same tokens twice, the features untouched, and no module of encode runs again (no second adaptor pass)."""
+    with _ran(s.adapter) as encode_modules:
+        features = s.adapter.encode(s.inputs)
+    before = features.content_hash()
+    with _ran(s.adapter) as later_modules:
+        first = s.decode(features)
+    again = sorted(encode_modules & later_modules)
+    second = s.decode(features)
+    if features.content_hash() != before:
+        return False, "decoding changed the cached features"
+    if first.ids != second.ids:
+        return False, "two decodings of the same cached features gave different tokens"
+    if again:
+        return False, f"ran in encode and again after it: {', '.join(again[:4])}"
+    return True, f"{len(encode_modules)} modules ran in encode, none of them after it"
+
+
+def _every_frame_counts(s: _Subject) -> tuple[bool, str]:
+    """Another picture in place of any frame gives other features: no frame is left out."""
+    whole = s.adapter.encode(s.inputs).content_hash()
+    left_out = []
+    used = range(1) if s.adapter.spec.frames_as == "first" else range(len(s.frames))
+    for i in used:
+        changed = list(s.frames)
+        changed[i] = 255 - changed[i]
+        if s.adapter.encode(s.on_device(changed)).content_hash() == whole:
+            left_out.append(i)
+    if left_out:
+        return False, f"frames {left_out} of {len(s.frames)} do not change the features"
+    return True, f"each of {len(used)} frames changes the features"
+
+
+def _hooks_agree(s: _Subject) -> tuple[bool, str]:
+    """The tower's time under VisionTimingHooks: the same inside encode as inside the model's own generate, and no more than encode's."""
+    short = replace(s.decoding, max_new_tokens=2, min_new_tokens=2)
+    inside, mono, encode = [], [], []
+    hooks = VisionTimingHooks(s.adapter.vision_module())
+    hooks.register_hooks()
+    try:
+        for run in range(TIMED_RUNS + 1):
+            hooks.reset()
+            clock = StageClock(s.adapter.device)
+            with clock.total(), clock.stage("encode"):
+                s.adapter.encode(s.inputs)
+            tower_ms = hooks.get_vision_time() * 1e3
+            hooks.reset()
+            s.adapter.monolithic(s.inputs, short)
+            if run:  # the first pays for allocation
+                inside.append(tower_ms)
+                encode.append(clock.times().host_ms["encode"])
+                mono.append(hooks.get_vision_time() * 1e3)
+    finally:
+        hooks.unregister_hooks()
+    a, b, whole = statistics.median(inside), statistics.median(mono), statistics.median(encode)
+    allowed = TOWER_TIME_SHARE * max(a, b) + TOWER_TIME_MS
+    detail = f"tower {a:.2f} ms in encode, {b:.2f} ms in generate, encode {whole:.2f} ms; may differ by {allowed:.2f} ms"
+    return a > 0 and b > 0 and abs(a - b) <= allowed and a <= whole * 1.05 + 0.1, detail
+
+
+def _instrumentation_free(s: _Subject) -> tuple[bool, str]:
+    instrumented = s.decoupled().ids
+    plain = s.decode(s.adapter.encode(s.inputs), StageClock(s.adapter.device, sync=False)).ids
+    return instrumented == plain, "tokens with and without stage synchronisation are " + ("equal" if instrumented == plain else "different")
+
+
+_CHECKS = {
+    "logits equal": _logits_equal,
+    "greedy tokens equal": _tokens_equal,
+    "one encoder call": _one_encoder_call,
+    "features reused": _features_reused,
+    "every frame counts": _every_frame_counts,
+    "hooks agree": _hooks_agree,
+    "instrumentation changes nothing": _instrumentation_free,
+}
+
+
+@contextmanager
+def _calls(module: nn.Module) -> Iterator[list[int]]:
+    count = [0]
+
+    def counted(*_: Any) -> None:
+        count[0] += 1
+
+    handle = module.register_forward_pre_hook(counted)
+    try:
+        yield count
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def _ran(adapter: Adapter) -> Iterator[set[str]]:
+    """Names of the parameter-holding modules that run inside."""
+    ran: set[str] = set()
+    handles = []
+    for name, module in adapter.language_model().named_modules():
+        if any(True for _ in module.parameters(recurse=False)) and not isinstance(module, nn.Embedding):
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: ran.add(name)))
+    try:
+        yield ran
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def run_verify(plan: Plan, job: TimingJob, output: Path, *, cache: Path, device: str | None = None) -> VerifyReport:
+    """Verify a job's model on the first readable sample of its block and write the report, passed or not.
+
+    Raises VerifyError after writing when a check failed, StagebenchError when no sample can be read.
+    """
+    from stagebench.loading import open_loader
+    from stagebench.session import load_adapter
+
+    adapter = load_adapter(plan.config, job, device=device)
+    loader = open_loader(plan, job, cache=cache)
+    loader.open()
+    try:
+        for key in job.block.samples:
+            sample = plan.sample(job.dataset, key)
+            status, reason = loader.status(sample.clip)
+            if status == "ok":
+                frames = [np.array(frame) for frame in loader.load(sample.clip)]
+                break
+        else:
+            raise StagebenchError(f"{job.dataset}/{job.block.name}: no sample can be read, the last one because: {reason}")
+    finally:
+        loader.close()
+    report = verify_model(adapter, frames, sample.query, model=job.model)
+    report.write(output)
+    report.raise_if_failed()
+    return report
