@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -14,6 +15,8 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stagebench.errors import ConfigError
+
+__all__ = ["Config", "ModelConfig", "canonical", "load_config", "reference_markdown", "schema_yaml"]
 
 Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=64)]
 Positive = Annotated[int, Field(ge=1)]
@@ -31,34 +34,53 @@ class _Section(BaseModel):
 class DatasetConfig(_Section):
     root: str = Field(description="Folder that holds the index and the clips. Relative to the working directory.")
     index: str = Field("EventGPT_Instruction_Subset.json", description="Index JSON, relative to root.")
-    sensor: tuple[Positive, Positive] | None = Field(None, description="Event sensor's (height, width) in pixels; null takes each clip's own extent.")
+    sensor: tuple[Positive, Positive] | None = Field(
+        None, description="Event sensor's (height, width) in pixels; null takes each clip's own extent."
+    )
     query: str | None = Field(None, description="One query for every sample, in place of each sample's own human turn.")
     questions_file: str | None = Field(None, description="JSON list or text file (one a line) of queries asked of every clip.")
     max_samples: Positive | None = Field(None, description="Take the first n samples by key; null takes all.")
 
 
 class FramesConfig(_Section):
-    source: Literal["cache", "mp4", "frames"] = Field("cache", description="Where the timed load reads: the shard, the MP4 itself, or a folder of images.")
+    source: Literal["cache", "mp4", "frames"] = Field(
+        "cache", description="Where the timed load reads: the shard, the MP4 itself, or a folder of images."
+    )
     count: Positive = Field(8, description="Frames taken of each clip.")
-    sampling: Literal["linspace", "stride"] = Field("linspace", description="linspace: floor(i(T-1)/(N-1)), first and last included. stride: floor(iT/N).")
-    short_clips: Literal["error", "repeat"] = Field("error", description="A clip with fewer frames than count fails (error) or repeats frames.")
-    rotation: Literal["apply", "refuse", "ignore"] = Field("apply", description="Rotation metadata: applied as players do, refused, or ignored.")
+    sampling: Literal["linspace", "stride"] = Field(
+        "linspace", description="linspace: floor(i(T-1)/(N-1)), first and last included. stride: floor(iT/N)."
+    )
+    short_clips: Literal["error", "repeat"] = Field(
+        "error", description="A clip with fewer frames than count fails (error) or repeats frames."
+    )
+    rotation: Literal["apply", "refuse", "ignore"] = Field(
+        "apply", description="Rotation metadata: applied as players do, refused, or ignored."
+    )
 
 
 class EventsConfig(_Section):
-    source: Literal["cache", "npy", "png"] = Field("cache", description="Where the timed load reads: the shard, the event file (read and render), or PNG event images.")
+    source: Literal["cache", "npy", "png"] = Field(
+        "cache", description="Where the timed load reads: the shard, the event file (read and render), or PNG event images."
+    )
     representation: Literal["frames", "voxel", "clip"] = Field(
-        "frames", description="What an event shard holds: rendered event frames, voxel grids, or the packed events themselves (then load renders)."
+        "frames",
+        description="What an event shard holds: rendered event frames, voxel grids, or the packed events themselves (then load renders).",
     )
     parts: Positive = Field(5, description="Event frames (or voxel bins) a clip.")
     split: Literal["count", "time"] = Field("count", description="Parts of equal event count or equal time.")
-    policy: Literal["original", "negative_on_top"] = Field("original", description="original: last event at a pixel wins. negative_on_top: p==0 wins.")
-    size: Literal["sensor", "clip", "part"] = Field("sensor", description="Frame size: the sensor's, the clip's extent, or each part's own (as the original code).")
+    policy: Literal["original", "negative_on_top"] = Field(
+        "original", description="original: last event at a pixel wins. negative_on_top: p==0 wins."
+    )
+    size: Literal["sensor", "clip", "part"] = Field(
+        "sensor", description="Frame size: the sensor's, the clip's extent, or each part's own (as the original code)."
+    )
 
 
 class CacheConfig(_Section):
     codec: Literal["none", "lz4", "zstd"] = Field("none", description="Compression of frame shards; none reads fastest.")
-    resize: Positive | None = Field(None, description="Store frames with this shortest edge in pixels (bicubic); null keeps the clip's size.")
+    resize: Positive | None = Field(
+        None, description="Store frames with this shortest edge in pixels (bicubic); null keeps the clip's size."
+    )
     scratch: str | None = Field(None, description="Node-local folder that shards are copied to before a timing job reads them.")
 
 
@@ -69,9 +91,13 @@ class ShardsConfig(_Section):
 
 class ModelConfig(_Section):
     adapter: Slug = Field(description="Registered adapter: eventgpt, hf.")
-    architecture: Slug | None = Field(None, description="Preset family for dummy weights (llava, video_llava, qwen2_5_vl, ...); null takes the model's own name.")
+    architecture: Slug | None = Field(
+        None, description="Preset family for dummy weights (llava, video_llava, qwen2_5_vl, ...); null takes the model's own name."
+    )
     input: Literal["events", "frames"] = Field(description="What the model sees: event frames or video frames.")
-    frames_as: Literal["grid", "images", "first", "video"] | None = Field(None, description="How an image model takes several frames; null is the architecture's default.")
+    frames_as: Literal["grid", "images", "first", "video"] | None = Field(
+        None, description="How an image model takes several frames; null is the architecture's default."
+    )
     weights: str = Field(description='A local folder, a hub id, or "dummy:<seed>" for random weights.')
     preset: Slug | None = Field(None, description="Shape of dummy weights: tiny, or the published shape (7b).")
     prompt: str | None = Field(None, description="Prompt template with {query} and, where it helps, {n}; null is the architecture's own.")
@@ -92,11 +118,19 @@ class VariantsConfig(_Section):
     """Axes of settings; their product is measured. A setting given once applies to all."""
 
     engine: tuple[Slug, ...] = Field(("generate",), min_length=1, description="How tokens are produced.")
-    quantization: tuple[Literal["none", "int8", "int4", "nf4"], ...] = Field(("none",), min_length=1, description="Weight-only quantisation of the language model.")
+    quantization: tuple[Literal["none", "int8", "int4", "nf4"], ...] = Field(
+        ("none",), min_length=1, description="Weight-only quantisation of the language model."
+    )
     batch: tuple[Positive, ...] = Field((1,), min_length=1, description="Samples a forward pass, left-padded.")
-    attention: tuple[Literal["sdpa", "eager", "flash_attention_2"], ...] = Field(("sdpa",), min_length=1, description="Attention implementation.")
-    frames: tuple[Positive, ...] = Field((), description="Frame counts (or event parts) to compare; empty takes frames.count and events.parts.")
-    source: tuple[Literal["cache", "mp4", "frames", "npy", "png"], ...] = Field((), description="Load sources to compare; each model takes those of its input. Empty: as set above.")
+    attention: tuple[Literal["sdpa", "eager", "flash_attention_2"], ...] = Field(
+        ("sdpa",), min_length=1, description="Attention implementation."
+    )
+    frames: tuple[Positive, ...] = Field(
+        (), description="Frame counts (or event parts) to compare; empty takes frames.count and events.parts."
+    )
+    source: tuple[Literal["cache", "mp4", "frames", "npy", "png"], ...] = Field(
+        (), description="Load sources to compare; each model takes those of its input. Empty: as set above."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on CUDA, float32 on CPU.")
     temperature: Annotated[float, Field(ge=0)] = Field(0, description="0 decodes greedily.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1, description="Nucleus sampling; 1 is off.")
@@ -108,10 +142,14 @@ class VariantsConfig(_Section):
 
 
 class RepeatsConfig(_Section):
-    min: Positive = 3
-    max: Positive = 3
-    target_cv: Annotated[float, Field(gt=0)] | None = Field(None, description="Stop once a sample's coefficient of variation of total_ms is at or below this.")
-    timeout_s: Annotated[float, Field(gt=0)] | None = Field(None, description="No further repeats are begun after this many seconds of measuring.")
+    min: Positive = Field(3, description="Runs of every sample.")
+    max: Positive = Field(3, description="Runs of a sample that stays noisy.")
+    target_cv: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="Stop once a sample's coefficient of variation of total_ms is at or below this."
+    )
+    timeout_s: Annotated[float, Field(gt=0)] | None = Field(
+        None, description="No further repeats are begun after this many seconds of measuring."
+    )
 
     @model_validator(mode="after")
     def _ordered(self) -> RepeatsConfig:
@@ -124,12 +162,16 @@ class TimingConfig(_Section):
     max_samples: Positive = Field(256, description="Samples a timing job at most: one model load.")
     warmup: Annotated[int, Field(ge=0)] = Field(2, description="Samples run before measuring, excluded and recorded.")
     repeats: RepeatsConfig = Field(RepeatsConfig(), description="Runs of each sample: a number, or {min, max, target_cv, timeout_s}.")
-    lengths: tuple[Length, ...] = Field(("natural",), min_length=1, description="natural: stop at EOS, capped. A number: exactly that many tokens.")
+    lengths: tuple[Length, ...] = Field(
+        ("natural",), min_length=1, description="natural: stop at EOS, capped. A number: exactly that many tokens."
+    )
     max_new_tokens: Positive = Field(512, description="Cap of the natural length.")
     seed: int = Field(0, description="Seed of sample order and of sampling.")
     exclusive: bool = Field(True, description="Nothing else runs beside a measurement.")
     reuse: bool = Field(True, description="Rows of unchanged samples are taken over from earlier jobs of the same fingerprint.")
-    prefetch: bool = Field(False, description="Load and preprocess the next sample while the device decodes: for throughput, never for latency.")
+    prefetch: bool = Field(
+        False, description="Load and preprocess the next sample while the device decodes: for throughput, never for latency."
+    )
     plain_share: Share = Field(0.1, description="Share of samples also run without instrumentation, to show that it costs nothing.")
     sample_timeout_s: Annotated[float, Field(gt=0)] = Field(600, description="A sample running longer than this gets status timeout.")
 
@@ -219,5 +261,46 @@ def schema_yaml() -> str:
     return "# Generated by `python -m stagebench.config`; do not edit.\n" + yaml.safe_dump(schema, sort_keys=False, width=140)
 
 
+def reference_markdown() -> str:
+    """docs/config.md: every key with its type, default and meaning, from the classes above."""
+    lines = [
+        "# Configuration reference",
+        "",
+        "Generated by `python -m stagebench.config`; do not edit.",
+        "One YAML file is one study. An unknown key or a wrong type is refused by name.",
+    ]
+    sections: list[tuple[str, type[_Section]]] = [
+        ("(top level)", Config),
+        ("datasets.&lt;name&gt;", DatasetConfig),
+        ("frames", FramesConfig),
+        ("events", EventsConfig),
+        ("cache", CacheConfig),
+        ("shards", ShardsConfig),
+        ("models.&lt;name&gt;", ModelConfig),
+        ("variants", VariantsConfig),
+        ("timing", TimingConfig),
+        ("timing.repeats", RepeatsConfig),
+        ("compare", CompareConfig),
+    ]
+    for title, section in sections:
+        lines += ["", f"## {title}", "", "| key | default | meaning |", "|---|---|---|"]
+        for name, info in section.model_fields.items():
+            if section is Config and name != "study":
+                continue
+            default = "required" if info.is_required() else f"`{json.dumps(_plain(info.default))}`"
+            lines.append(f"| `{name}` | {default} | {info.description or ''}{_choices(section, name)} |")
+    return "\n".join(lines) + "\n"
+
+
+def _plain(value: Any) -> Any:
+    return value.model_dump(mode="json") if isinstance(value, BaseModel) else value
+
+
+def _choices(section: type[_Section], name: str) -> str:
+    found = re.findall(r'"enum": \[([^\]]*)\]', json.dumps(section.model_json_schema()["properties"][name]))
+    return f" One of: {', '.join(json.loads('[' + found[0] + ']'))}." if found else ""
+
+
 if __name__ == "__main__":
     Path("config/schemas/config.schema.yaml").write_text(schema_yaml(), encoding="utf-8")
+    Path("docs/config.md").write_text(reference_markdown(), encoding="utf-8")
