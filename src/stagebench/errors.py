@@ -14,6 +14,7 @@
     ├── ModelError             weights, preset, adapter or engine
     │   └── EncoderNotFoundError   no vision module to count and hook
     ├── TimingError            a timing job that cannot give valid numbers
+    │   └── SampleTimeoutError one sample ran too long; it becomes a row, the job goes on
     ├── VerifyError            decoupled and monolithic disagree
     └── MergeError             rows that must not be pooled
 
@@ -75,6 +76,10 @@ class EncoderNotFoundError(ModelError):
 
 class TimingError(StagebenchError):
     """A timing job cannot give valid numbers."""
+
+
+class SampleTimeoutError(TimingError):
+    """One run of a sample took longer than timing.sample_timeout_s. The sample becomes a row; the job goes on."""
 
 
 class VerifyError(StagebenchError):

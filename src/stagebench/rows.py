@@ -33,7 +33,7 @@ class Code(StrEnum):
 
     INVALID_ENCODER_CALLS = "invalid_encoder_calls"
     """The vision encoder ran another number of times than once, or outside `encode`."""
-    INVALID_TOKEN_COUNT = "invalid_token_count"
+    INVALID_TOKEN_COUNT = "invalid_token_count"  # noqa: S105  (a verdict code, no password)
     """A fixed length was not met, or EOS stands elsewhere than at the end."""
     INVALID_PLAIN_DIFFERS = "invalid_plain_differs"
     """The run without instrumentation gave other tokens, or another total beyond 2 % + noise."""
@@ -86,7 +86,7 @@ SCHEMA = pa.schema(
         ("batch", pa.int32()),
         ("frames", pa.int32()),
         *((name, _TEXT) for name in ("input", "source", "dtype", "attention", "preset", "weights")),
-        *((name, _TEXT) for name in ("sample", "clip", "sequence", "query", "id", "block")),
+        *((name, _TEXT) for name in ("sample", "clip", "clip_digest", "sequence", "query", "id", "block")),
         ("repeat", pa.int32()),
         ("order", pa.int32()),
         ("length", _TEXT),
@@ -112,5 +112,11 @@ SCHEMA = pa.schema(
         ("codes", pa.list_(_TEXT)),
     ]
 )
-"""Per-batch times stand in every row of the batch; per-sample figures are derived (time / batch). `harness_ms` is the clock's own
-cost of one sample, from the null workload. File metadata of a timing file: b"stagebench.job" and b"stagebench.study", b"stagebench.machine", each JSON."""
+"""Per-batch times stand in every row of the batch; per-sample figures are derived (time / batch).
+
+`clip_digest`: content digest of the clip's source files, by which rows of unchanged samples are taken over.
+`plain_total_ms`: total of a run of the same sample and repeat without instrumentation, where one was made.
+`weights_bytes`: parameters and buffers of the whole model. `limit_ms`: bytes that one decode step reads (language model
+without its embedding table, and KV cache) over the bandwidth measured in the same job; `share_of_limit`: limit_ms / (ms per token).
+`harness_ms`: the harness's own cost of one sample, from the null workload.
+File metadata of a timing file: b"stagebench.job", b"stagebench.study", b"stagebench.machine", each JSON."""

@@ -13,6 +13,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from stagebench.errors import SampleTimeoutError
+
 if TYPE_CHECKING:
     import torch
 
@@ -25,7 +27,13 @@ TTFT_STAGES = STAGES[:5]
 VIEWS: dict[str, dict[str, tuple[str, ...]]] = {
     "3": {"1 load": ("load",), "2 preprocess": ("preprocess", "h2d"), "3 vision + LLM": ("encode", "prefill", "decode")},
     "4": {"1 load": ("load",), "2 preprocess": ("preprocess", "h2d"), "3 vision": ("encode",), "4 LLM": ("prefill", "decode")},
-    "5": {"1 load": ("load",), "2 preprocess": ("preprocess", "h2d"), "3 vision": ("encode",), "4 prefill": ("prefill",), "5 decode": ("decode",)},
+    "5": {
+        "1 load": ("load",),
+        "2 preprocess": ("preprocess", "h2d"),
+        "3 vision": ("encode",),
+        "4 prefill": ("prefill",),
+        "5 decode": ("decode",),
+    },
 }
 """The coarser stage views that older papers use, as sums of ours."""
 
@@ -75,10 +83,13 @@ class StageClock:
     device: where the model runs; `cuda` adds synchronisation, events and peak memory.
     sync: False leaves out every synchronisation, event and memory reading inside the total (the plain run that the
         instrumented one is compared with); stages then still appear, with times that mean nothing on CUDA.
+    timeout_s: a stage or token that begins later than this after `total` opened raises SampleTimeoutError, so that a
+        model that never stops costs one sample, not the job.
     """
 
     device: torch.device | str = "cpu"
     sync: bool = True
+    timeout_s: float | None = None
     _spans: dict[str, _Span] = field(default_factory=dict)
     _open: str | None = None
     _total: _Span = field(default_factory=_Span)
@@ -92,6 +103,11 @@ class StageClock:
 
             self._cuda = torch.cuda
         self._events = self._cuda is not None and self.sync
+
+    @property
+    def current(self) -> str | None:
+        """The stage that is open now, for what is counted by stage."""
+        return self._open
 
     @contextmanager
     def total(self) -> Iterator[None]:
@@ -121,6 +137,7 @@ class StageClock:
             raise ValueError(f"stage {name!r}: expected one of {STAGES}")
         if self._open is not None or name in self._spans:
             raise ValueError(f"stage {name!r}: {'opened inside ' + self._open if self._open else 'ran twice'}")
+        self._check_deadline(name)
         self._synchronize()
         if self._events:
             self._cuda.reset_peak_memory_stats(self.device)
@@ -152,6 +169,7 @@ class StageClock:
     def token(self) -> None:
         """Note that a further token of the decode stage is there. Never synchronises."""
         self._tokens.append((time.perf_counter_ns(), self._event()))
+        self._check_deadline(f"decode, token {len(self._tokens) + 1}")
 
     def times(self) -> StageTimes:
         """The reading. Raises ValueError while a stage or the total is still open."""
@@ -173,6 +191,15 @@ class StageClock:
         if self._events:
             return tuple(float(decode.begin_event.elapsed_time(event)) for _, event in self._tokens)
         return tuple((ns - decode.begin_ns) * 1e-6 for ns, _ in self._tokens)
+
+    def _check_deadline(self, where: str) -> None:
+        if self.timeout_s is None or not self._total.begin_ns:
+            return
+        spent = (time.perf_counter_ns() - self._total.begin_ns) * 1e-9
+        if spent > self.timeout_s:
+            raise SampleTimeoutError(
+                f"{spent:.1f} s at {where}, {self.timeout_s:g} s allowed. Raise timing.sample_timeout_s if it should go on."
+            )
 
     def _start(self, name: str) -> None:
         span = self._spans[name] = _Span()
