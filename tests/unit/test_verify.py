@@ -1,0 +1,136 @@
+"""verify passes for the three models and fails for each wrong way to cut one."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from stagebench.errors import VerifyError
+from stagebench.models.base import Adapter, Features, Inputs, ModelSpec, Prompt
+from stagebench.models.registry import create
+from stagebench.verify import VerifyReport, read_report, verify_model
+
+QUERY = "What are the key elements in this scene?"
+MODELS = {
+    "eventgpt": ("eventgpt", None, 5),
+    "video_llava": ("hf", None, 8),
+    "llava": ("hf", "grid", 8),
+}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def adapter_of(name: str) -> Adapter:
+    kind, frames_as, _ = MODELS[name]
+    adapter = create(kind)
+    adapter.load(ModelSpec(weights="dummy:0", architecture=name, preset="tiny", frames_as=frames_as), "cpu")
+    return adapter
+
+
+def frames_of(name: str) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (60, 80, 3), dtype=np.uint8) for _ in range(MODELS[name][2])]
+
+
+def report_of(adapter: Adapter, name: str) -> VerifyReport:
+    return verify_model(adapter, frames_of(name), QUERY, model=name, tokens=8)
+
+
+def failed(report: VerifyReport) -> set[str]:
+    return {check.name for check in report.checks if not check.passed}
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_the_models_as_shipped_pass_every_check(name: str, tmp_path: Path) -> None:
+    report = report_of(adapter_of(name), name)
+    assert report.passed, [check for check in report.checks if not check.passed]
+    report.write(tmp_path / "report.json")
+    assert read_report(tmp_path / "report.json") == report
+    assert json.loads((tmp_path / "report.json").read_text())["passed"] is True
+
+
+def test_adaptor_applied_twice_is_caught() -> None:
+    """The old five-stage script: features went through the adaptor in encode and again in generate."""
+    adapter = adapter_of("eventgpt")
+    encode, merge = adapter.encode, adapter.merge
+
+    def twice(inputs: Inputs, features: Features) -> Prompt:
+        adaptor = next(m for n, m in adapter.language_model().named_modules() if n.endswith("feature_adaptor"))
+        return merge(inputs, replace(features, embeds=tuple(adaptor(e) for e in features.embeds)))
+
+    adapter.encode, adapter.merge = encode, twice  # type: ignore[method-assign]
+    report = report_of(adapter, "eventgpt")
+    assert {"logits equal", "features reused"} <= failed(report)
+    with pytest.raises(VerifyError, match="feature_adaptor"):
+        report.raise_if_failed()
+
+
+@pytest.mark.parametrize("name", ["eventgpt", "video_llava"])
+def test_features_of_one_frame_are_caught(name: str) -> None:
+    """The old cached path: frame 0 stood for all."""
+    adapter = adapter_of(name)
+    encode = adapter.encode
+
+    def first_frame_only(inputs: Inputs) -> Features:
+        pixels: dict[str, Any] = {}
+        for key, value in inputs.pixels.items():
+            same = value.clone()
+            frame_dim = value.dim() - 4
+            first = value.select(frame_dim, 0)
+            for i in range(value.shape[frame_dim]):
+                same.select(frame_dim, i).copy_(first)
+            pixels[key] = same
+        return encode(replace(inputs, pixels=pixels))
+
+    adapter.encode = first_frame_only  # type: ignore[method-assign]
+    assert {"logits equal", "every frame counts"} <= failed(report_of(adapter, name))
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_an_encoder_called_again_in_decode_is_caught(name: str) -> None:
+    adapter = adapter_of(name)
+    merge = adapter.merge
+
+    def encode_again(inputs: Inputs, features: Features) -> Prompt:
+        return merge(inputs, adapter.encode(inputs))
+
+    adapter.merge = encode_again  # type: ignore[method-assign]
+    report = report_of(adapter, name)
+    assert {"one encoder call", "features reused"} <= failed(report)
+
+
+def test_features_changed_in_place_are_caught() -> None:
+    adapter = adapter_of("llava")
+    merge = adapter.merge
+
+    def scale(inputs: Inputs, features: Features) -> Prompt:
+        for embed in features.embeds:
+            embed.mul_(1.01)
+        return merge(inputs, features)
+
+    adapter.merge = scale  # type: ignore[method-assign]
+    assert "features reused" in failed(report_of(adapter, "llava"))
+
+
+def test_a_check_that_raises_has_failed() -> None:
+    adapter = adapter_of("llava")
+
+    def broken(inputs: Inputs) -> torch.Tensor:
+        raise RuntimeError("no such path")
+
+    adapter.monolithic_logits = broken  # type: ignore[method-assign]
+    report = report_of(adapter, "llava")
+    assert failed(report) == {"logits equal"}
+    assert "no such path" in next(c.detail for c in report.checks if not c.passed)
+
+
+def test_a_report_without_checks_has_not_passed() -> None:
+    with pytest.raises(VerifyError, match="no check ran"):
+        VerifyReport("llava", ()).raise_if_failed()
