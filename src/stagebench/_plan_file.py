@@ -1,0 +1,158 @@
+"""A plan on disk: plan.json (head: everything but clips and samples) and plan-<digest>.jsonl (one leaf a line, found by offset)."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from stagebench._plan_build import PLAN_FORMAT
+from stagebench._plan_model import Leaf
+from stagebench.config import canonical
+from stagebench.errors import PlanError
+
+__all__ = ["FileLeaves", "read_head", "register", "write_plan"]
+
+_KEYS = {
+    "format", "config", "models", "versions", "datasets", "specs", "variants", "shards", "blocks", "series", "leaves"
+}  # fmt: skip
+_HELD = 64
+"""Leaves kept in memory by a reader."""
+
+
+class FileLeaves(Mapping[str, Leaf]):
+    """A dataset's leaves by bucket, each read from the leaves file when it is looked at."""
+
+    def __init__(self, path: Path, places: Mapping[str, tuple[int, int]]) -> None:
+        self._path = path
+        self._places = places
+        self._held: OrderedDict[str, Leaf] = OrderedDict()
+
+    def __getitem__(self, bucket: str) -> Leaf:
+        if bucket in self._held:
+            self._held.move_to_end(bucket)
+            return self._held[bucket]
+        offset, length = self._places[bucket]
+        try:
+            with self._path.open("rb") as handle:
+                handle.seek(offset)
+                leaf = _leaf(json.loads(handle.read(length)))
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise PlanError(f"{self._path}: leaf {bucket} cannot be read ({error}). Run snakemake again: it plans anew.") from error
+        self._held[bucket] = leaf
+        if len(self._held) > _HELD:
+            self._held.popitem(last=False)
+        return leaf
+
+    def __contains__(self, bucket: object) -> bool:
+        return bucket in self._places
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._places)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+def write_plan(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str, Leaf]]) -> None:
+    """Write both files, each atomically, the head last; what did not change is left alone, mtime and all.
+
+    The leaves file is named by its content, so a job that still holds the plan before this one finds the leaves it was written with.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    lines: list[bytes] = []
+    places: dict[str, list[list[int]]] = {}
+    offset = 0
+    for name in sorted(leaves):
+        places[name] = []
+        for leaf in leaves[name].values():
+            line = (canonical({"clips": [asdict(c) for c in leaf.clips.values()], "samples": [asdict(s) for s in leaf.samples],
+                               "digests": leaf.digests}) + "\n").encode()  # fmt: skip
+            places[name].append([offset, len(line)])
+            offset += len(line)
+            lines.append(line)
+    digest = hashlib.blake2b(digest_size=8)
+    for line in lines:
+        digest.update(line)
+    leaves_path = path.with_name(f"{path.stem}-{digest.hexdigest()}.jsonl")
+    if not leaves_path.exists():
+        _replace(leaves_path, lines)
+    whole = {**head, "leaves": {"file": leaves_path.name, "places": places}}
+    text = (json.dumps(whole, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    if path.exists() and path.read_bytes() == text:
+        return
+    before = _leaves_name(path)
+    _replace(path, [text])
+    for old in path.parent.glob(f"{path.stem}-*.jsonl"):
+        if old.name not in (leaves_path.name, before):
+            old.unlink(missing_ok=True)
+
+
+def read_head(path: Path) -> tuple[dict[str, Any], dict[str, FileLeaves]]:
+    """The head and the leaves of each dataset. Raises PlanError for a file that is missing, cut short or of another format."""
+    remedy = "Run snakemake again: it plans anew."
+    try:
+        head = json.loads(path.read_bytes())
+    except OSError as error:
+        raise PlanError(f"{path}: no plan there ({error.strerror}). {remedy}") from error
+    except ValueError as error:
+        raise PlanError(f"{path}: not JSON ({error}). {remedy}") from error
+    if not isinstance(head, dict) or head.get("format") != PLAN_FORMAT:
+        found = head.get("format") if isinstance(head, dict) else type(head).__name__
+        raise PlanError(f"{path}: plan format {found!r}, expected {PLAN_FORMAT}. {remedy}")
+    if set(head) != _KEYS:
+        odd = sorted(set(head) ^ _KEYS)
+        raise PlanError(f"{path}: keys {odd} are missing or unknown. {remedy}")
+    leaves_path = path.with_name(head["leaves"]["file"])
+    leaves = {
+        name: FileLeaves(leaves_path, dict(zip(dataset["leaves"], map(tuple, head["leaves"]["places"][name]), strict=True)))
+        for name, dataset in head["datasets"].items()
+    }
+    return head, leaves
+
+
+def register(cache: Path, results: Path, study: str, shards: list[str]) -> Path:
+    """Note in the cache which shards a study needs, so that `stagebench cache prune` keeps them."""
+    where = str(results.resolve())
+    # two checkouts may run a study of one name over one cache: each has its own note
+    path = cache / "studies" / f"{study}-{hashlib.blake2b(where.encode(), digest_size=4).hexdigest()}.json"
+    text = json.dumps({"study": study, "results": where, "shards": sorted(shards)}, indent=0) + "\n"
+    if not (path.exists() and path.read_text(encoding="utf-8") == text):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _replace(path, [text.encode()])
+    return path
+
+
+def _leaf(raw: Mapping[str, Any]) -> Leaf:
+    from stagebench.dataset import Clip, Sample
+
+    clips = {}
+    for clip in raw["clips"]:
+        files = {name: value if isinstance(value, str) else tuple(value) for name, value in clip["files"].items()}
+        rest = {name: tuple(value) if isinstance(value, list) else value for name, value in clip.items() if name != "files"}
+        clips[clip["key"]] = Clip(**{**rest, "files": files})
+    return Leaf(clips, tuple(Sample(**sample) for sample in raw["samples"]), raw["digests"])
+
+
+def _leaves_name(path: Path) -> str:
+    try:
+        return str(json.loads(path.read_bytes())["leaves"]["file"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
+
+
+def _replace(path: Path, chunks: list[bytes]) -> None:
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as handle:
+            handle.writelines(chunks)
+            handle.flush()
+            os.fsync(handle.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

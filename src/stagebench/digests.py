@@ -1,0 +1,195 @@
+"""Content digests of a dataset's files, remembered by path, size and times: planning stats every file and reads only what changed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import stat
+import time
+from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+from filelock import FileLock, Timeout
+
+__all__ = ["MISSING", "UNREADABLE", "DigestIndex", "Progress", "combine"]
+
+log = logging.getLogger(__name__)
+
+MISSING = "missing"
+"""Digest of a file that is not there: the clip becomes a failed row, and another shard once the file turns up."""
+UNREADABLE = "unreadable"
+
+Progress = Callable[[int, int], None]
+"""Called with (files hashed, files to hash)."""
+
+# A file as young as the filesystem's clock is coarse can change again without a trace in its times: it is hashed again next time.
+SETTLED_NS = 2_000_000_000
+KEEP_DAYS = 90
+WAIT_S = 10.0
+
+
+class _Stamp(NamedTuple):
+    path: str
+    size: int
+    mtime_ns: int
+    # changes with the content even where a tool sets mtime back (rsync -t, tar); a rename of the dataset's folder leaves it alone
+    ctime_ns: int
+
+
+class DigestIndex:
+    """The digests in one Parquet file. Held open by one planner at a time."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._known: dict[_Stamp, str] = {}
+        self._seen: dict[_Stamp, int] = {}
+        self._dirty = False
+        self._lock = FileLock(path.with_suffix(".lock"))
+
+    def __enter__(self) -> DigestIndex:
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                self._lock.acquire(timeout=WAIT_S)
+            except Timeout:
+                log.info("%s: another planner is hashing; waiting for it to end", self.path)
+                self._lock.acquire()
+        except OSError as error:
+            log.warning("%s: cannot be locked (%s); digests are not remembered", self.path, error)
+        self._load()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        try:
+            if self._dirty and self._lock.is_locked:
+                self._save()
+        finally:
+            self._lock.release()
+
+    def digests(self, name: str, root: Path, paths: Iterable[str], *, threads: int = 1, progress: Progress | None = None) -> dict[str, str]:
+        """Digest of each path (a file, or a folder of files) relative to root; a missing or unreadable one has a digest that says so.
+
+        name: the dataset's, so that two datasets with equal relative paths do not push each other out. Hidden files in folders are ignored.
+        """
+        wanted = dict.fromkeys(paths)
+        files: dict[str, _Stamp | str] = {}
+        folders: dict[str, list[str]] = {}
+        for path in wanted:
+            found = _look(root, name, path)
+            if isinstance(found, list):
+                folders[path] = found
+                files.update((inner, _look(root, name, inner)) for inner in found)  # type: ignore[misc]  # _look gives no list for a file
+            else:
+                files[path] = found
+        digest = self._resolve(root, files, threads, progress)
+        for folder, names in folders.items():
+            digest[folder] = combine({inner: digest[inner] for inner in names}, strip=folder)
+        return {path: digest[path] for path in wanted}
+
+    def _resolve(self, root: Path, files: Mapping[str, _Stamp | str], threads: int, progress: Progress | None) -> dict[str, str]:
+        today = int(time.time() // 86400)
+        digest: dict[str, str] = {}
+        fresh: list[tuple[str, _Stamp]] = []
+        for path, stamp in files.items():
+            if not isinstance(stamp, _Stamp):
+                digest[path] = stamp if isinstance(stamp, str) else UNREADABLE
+            elif (known := self._known.get(stamp)) is not None:
+                digest[path] = known
+                self._seen[stamp] = today
+            else:
+                fresh.append((path, stamp))
+        if not fresh:
+            return digest
+        with ThreadPoolExecutor(max(1, threads)) as pool:
+            for done, ((path, stamp), (value, settled)) in enumerate(
+                zip(fresh, pool.map(lambda item: _hash(root / item[0], item[1]), fresh), strict=True), 1
+            ):
+                digest[path] = value
+                if settled:
+                    self._known[stamp], self._seen[stamp], self._dirty = value, today, True
+                if progress is not None:
+                    progress(done, len(fresh))
+        return digest
+
+    def _load(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        if not self.path.exists():
+            return
+        try:
+            columns = pq.read_table(self.path, page_checksum_verification=True).to_pydict()
+            stamps = map(_Stamp, columns["path"], columns["size"], columns["mtime_ns"], columns["ctime_ns"])
+            for stamp, value, seen in zip(stamps, columns["digest"], columns["seen"], strict=True):
+                self._known[stamp], self._seen[stamp] = value, seen
+        except (OSError, KeyError, pa.ArrowException) as error:
+            log.warning("%s: cannot be read (%s); every file is hashed again", self.path, error)
+            self._known, self._seen = {}, {}
+
+    def _save(self) -> None:
+        import pyarrow as pa
+        import pyarrow.parquet as pq
+
+        oldest = int(time.time() // 86400) - KEEP_DAYS
+        rows = sorted(stamp for stamp, seen in self._seen.items() if seen >= oldest)
+        table = pa.table(
+            {
+                "path": pa.array([r.path for r in rows], pa.string()),
+                "size": pa.array([r.size for r in rows], pa.int64()),
+                "mtime_ns": pa.array([r.mtime_ns for r in rows], pa.int64()),
+                "ctime_ns": pa.array([r.ctime_ns for r in rows], pa.int64()),
+                "digest": pa.array([self._known[r] for r in rows], pa.string()),
+                "seen": pa.array([self._seen[r] for r in rows], pa.int32()),
+            }
+        )
+        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
+        try:
+            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+            with temporary.open("rb") as handle:
+                os.fsync(handle.fileno())
+            temporary.replace(self.path)
+        except OSError as error:
+            log.warning("%s: cannot be written (%s); the files are hashed again next time", self.path, error)
+            temporary.unlink(missing_ok=True)
+
+
+def combine(digests: Mapping[str, str], *, strip: str = "") -> str:
+    """One digest over names and contents, in the order of the names; `strip` is the folder that the names are taken relative to."""
+    whole = hashlib.blake2b(digest_size=16)
+    for path in sorted(digests):
+        name = path.removeprefix(strip).lstrip("/")
+        whole.update(f"{len(name)}:{name}{digests[path]}\n".encode("utf-8", "surrogateescape"))
+    return whole.hexdigest()
+
+
+def _look(root: Path, name: str, path: str) -> _Stamp | str | list[str]:
+    """A file's stamp, the paths of a folder's files, or why there is neither."""
+    full = root / path
+    try:
+        status = full.stat()
+        if stat.S_ISREG(status.st_mode):
+            return _Stamp(f"{name}/{path}", status.st_size, status.st_mtime_ns, status.st_ctime_ns)
+        if stat.S_ISDIR(status.st_mode):
+            with os.scandir(full) as entries:
+                return sorted(f"{path}/{e.name}" for e in entries if not e.name.startswith(".") and e.is_file())
+    except FileNotFoundError:
+        return MISSING
+    except (OSError, ValueError):  # ValueError: a NUL in the path
+        return UNREADABLE
+    return UNREADABLE  # a socket, a pipe, a device
+
+
+def _hash(path: Path, stamp: _Stamp) -> tuple[str, bool]:
+    """The file's digest, and whether it may be remembered: not when it changed while it was read, or a moment before."""
+    begun = time.time_ns()
+    try:
+        with path.open("rb") as handle:
+            value = hashlib.file_digest(handle, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+            after = os.fstat(handle.fileno())
+    except OSError:
+        return UNREADABLE, False
+    same = (after.st_size, after.st_mtime_ns, after.st_ctime_ns) == stamp[1:]
+    return value, same and max(stamp.mtime_ns, stamp.ctime_ns) < begun - SETTLED_NS

@@ -1,0 +1,254 @@
+"""From a dataset's content to shards, blocks and jobs: a pure function, and the only place that knows what a file is called.
+
+The main process plans, writes `<results>/plan.json`, and every job reads that file: no job scans the dataset. Beside it lie the leaves
+(`plan-<digest>.jsonl`: one leaf a line, found by its offset), so that a job of a study with a million clips reads only its own.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from stagebench import _plan_trie as trie
+from stagebench._plan_build import build_head, timing_settings
+from stagebench._plan_file import read_head, register, write_plan
+from stagebench._plan_model import BlockPlan, DatasetPlan, KeyList, Leaf, ShardPlan, TimingJob
+from stagebench._plan_specs import LIVE, SHARD_FORMAT, Kind, Variant, extraction_spec, origin
+from stagebench.config import Config, canonical, load_config
+from stagebench.digests import DigestIndex, Progress
+from stagebench.errors import PlanError
+
+if TYPE_CHECKING:
+    from stagebench.dataset import Clip, Sample
+
+__all__ = [
+    "SHARD_FORMAT",
+    "BlockPlan",
+    "DatasetPlan",
+    "Kind",
+    "Leaf",
+    "Plan",
+    "ShardPlan",
+    "TimingJob",
+    "Variant",
+    "build_plan",
+    "extraction_spec",
+    "origin",
+]
+
+_AGAIN = "The plan has changed since this job was made: run snakemake again."
+VERIFY_SAMPLES = 8
+
+
+class Plan:
+    """What a study consists of. Made by `build_plan`, or read from plan.json; both give the same."""
+
+    def __init__(self, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str, Leaf]], cache: Path | None = None) -> None:
+        self._head = head
+        self._leaves = leaves
+        self._cache = cache
+
+    @cached_property
+    def config(self) -> Config:
+        """The configuration as applied, defaults filled in."""
+        return load_config(self._head["config"])
+
+    @cached_property
+    def datasets(self) -> Mapping[str, DatasetPlan]:
+        """Clips and samples of each dataset, by name."""
+        return {name: DatasetPlan(name, Path(d["root"]), self._leaves[name]) for name, d in self._head["datasets"].items()}
+
+    @property
+    def specs(self) -> Mapping[str, Mapping[str, Any]]:
+        """Extraction and reading specs by spec_id."""
+        specs: Mapping[str, Mapping[str, Any]] = self._head["specs"]
+        return specs
+
+    @cached_property
+    def shards(self) -> tuple[ShardPlan, ...]:
+        """Every shard that a cache-sourced variant reads; two datasets with the same clips share theirs."""
+        return tuple(self._shards.values())
+
+    @cached_property
+    def blocks(self) -> tuple[BlockPlan, ...]:
+        """Every block, of all datasets, kinds and sources."""
+        return tuple(block for blocks in self._block_sets for block in blocks)
+
+    @cached_property
+    def jobs(self) -> tuple[TimingJob, ...]:
+        """Every timing job."""
+        return tuple(
+            TimingJob(s["dataset"], s["model"], self._variants[s["variant"]], block)
+            for s in self._head["series"]
+            for block in self._block_sets[s["blocks"]]
+        )
+
+    def shard(self, kind: str, spec_id: str, bucket: str, digest: str) -> ShardPlan:
+        """Raises PlanError for a shard that is not in the plan."""
+        name = f"{kind}/{spec_id}/{bucket}-{digest}"
+        if name not in self._shards:
+            raise PlanError(f"{name}: not a shard of this plan. {_AGAIN}")
+        return self._shards[name]
+
+    def job(self, dataset: str, model: str, variant: str, block: str) -> TimingJob:
+        """Raises PlanError for a job that is not in the plan."""
+        path = f"timings/{dataset}/{model}/{variant}/{block}.parquet"
+        if path not in self._jobs:
+            raise PlanError(f"{path}: not a timing job of this plan. {_AGAIN}")
+        return self._jobs[path]
+
+    def clip(self, dataset: str, key: str) -> Clip:
+        """Raises PlanError for a clip that is not in the plan."""
+        return self.datasets[dataset].clip(key)
+
+    def sample(self, dataset: str, key: str) -> Sample:
+        """Raises PlanError for a sample that is not in the plan."""
+        return self.datasets[dataset].sample(key)
+
+    def source_digest(self, dataset: str, clip: str, kind: str) -> str:
+        """Fingerprint of what a shard's row of that clip is made from: entry of Clip.files and content digest."""
+        planned = self.datasets[dataset]
+        entry = origin(planned.clip(clip), kind)
+        return f"{entry or 'none'}:{planned.digest(clip, entry)}"
+
+    def timing_params(self, job: TimingJob) -> str:
+        """One canonical JSON string of all that must make a timing job run again when it changes."""
+        return canonical(timing_settings(self._head, job.model, job.variant))
+
+    def timing_fingerprint(self, job: TimingJob) -> Mapping[str, Any]:
+        """The same as values, for the fingerprint `study` in the job's output."""
+        return timing_settings(self._head, job.model, job.variant)
+
+    def verify_path(self, job: TimingJob) -> str:
+        """Where the decoupling proof for a job's model lies under the results: one for each way that its forward pass is computed."""
+        settings = job.variant.settings
+        words = [job.model, *(settings[key] for key, usual in (("attention", "sdpa"), ("quantization", "none")) if settings[key] != usual)]
+        return f"verify/{'@'.join(words)}.json"
+
+    def verify_params(self, path: str) -> str:
+        """As `timing_params`, for the proof at that path."""
+        settings = timing_settings(self._head, self.verify_job(path).model, self.verify_job(path).variant)
+        used = {key: settings["variant"][key] for key in ("attention", "quantization", "dtype", "input", "frames")}
+        return canonical({"model": settings["model"], "weights": settings["weights"], "variant": used, "versions": settings["versions"]})
+
+    @cached_property
+    def verify_paths(self) -> tuple[str, ...]:
+        """Every proof that the study needs."""
+        return tuple(self._verified)
+
+    def verify_job(self, path: str) -> TimingJob:
+        """A small job to verify with, read live: a proof is about the model, so that no shard that changes makes it run again.
+
+        Raises PlanError for a proof that is not in the plan.
+        """
+        if path not in self._verified:
+            raise PlanError(f"{path}: not a proof of this plan. {_AGAIN}")
+        job = self._verified[path]
+        dataset = self.datasets[job.dataset]
+        first = next(iter(dataset.leaves.values()))
+        entries = {key: origin(clip, job.block.kind) for key, clip in first.clips.items()}
+        entry = next((e for e in entries.values() if e), None)
+        source = next((name for name, e in LIVE.items() if e == entry), job.variant.settings["source"])
+        keys = tuple(s.key for s in first.samples if entries[s.clip] == entry)[:VERIFY_SAMPLES]
+        variant = Variant(job.variant.name, {**job.variant.settings, "source": source, "batch": 1})
+        return TimingJob(job.dataset, job.model, variant, BlockPlan(job.dataset, job.block.kind, job.block.spec_id, "verify", (), keys))
+
+    def write(self, path: Path) -> None:
+        """Write plan.json and its leaves, and register the study in the cache. What did not change is not written."""
+        write_plan(path, self._head, self._leaves)
+        if self._cache is not None:
+            register(self._cache, path.parent, self.config.study, list(self._shards))
+
+    @classmethod
+    def read(cls, path: Path) -> Plan:
+        """Raises PlanError when there is no plan of this format there."""
+        return cls(*read_head(path))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Plan) and _bare(self._head) == _bare(other._head) and all(
+            dict(leaves) == dict(other._leaves[name]) for name, leaves in self._leaves.items()
+        )  # fmt: skip
+
+    __hash__ = None  # type: ignore[assignment]
+
+    @cached_property
+    def _variants(self) -> dict[str, Variant]:
+        return {name: Variant(name, settings) for name, settings in self._head["variants"].items()}
+
+    @cached_property
+    def _shards(self) -> dict[str, ShardPlan]:
+        shards: dict[str, ShardPlan] = {}
+        for row in self._head["shards"]:
+            dataset = row["dataset"]
+            for bucket, digest in zip(self._head["datasets"][dataset]["leaves"], row["digests"], strict=True):
+                keys = KeyList(partial(_clip_keys, self._leaves[dataset], bucket))
+                shard = ShardPlan(dataset, row["kind"], row["spec"], bucket, digest, keys)
+                shards.setdefault(shard.name, shard)
+        return shards
+
+    @cached_property
+    def _block_sets(self) -> tuple[tuple[BlockPlan, ...], ...]:
+        digests = {(r["dataset"], r["spec"]): r["digests"] for r in self._head["shards"]}
+        sets = []
+        for row in self._head["blocks"]:
+            dataset, kind, stored = row["dataset"], row["kind"], row["shards"]
+            leaves: Sequence[str] = self._head["datasets"][dataset]["leaves"]
+            blocks = []
+            for bits, digest, first, last in row["nodes"]:
+                names: tuple[str, ...] = ()
+                if stored is not None:
+                    held = digests[dataset, stored]
+                    names = tuple(f"{kind}/{stored}/{leaves[n]}-{held[n]}" for n in range(first, last))
+                keys = KeyList(partial(_sample_keys, self._leaves[dataset], leaves[first:last], bits))
+                blocks.append(BlockPlan(dataset, kind, row["spec"], f"{trie.bucket_name(bits)}-{digest}", names, keys))
+            sets.append(tuple(blocks))
+        return tuple(sets)
+
+    @cached_property
+    def _jobs(self) -> dict[str, TimingJob]:
+        return {job.path: job for job in self.jobs}
+
+    @cached_property
+    def _verified(self) -> dict[str, TimingJob]:
+        found: dict[str, TimingJob] = {}
+        for series in self._head["series"]:
+            blocks = self._block_sets[series["blocks"]]
+            if blocks:
+                job = TimingJob(series["dataset"], series["model"], self._variants[series["variant"]], blocks[0])
+                found.setdefault(self.verify_path(job), job)
+        return found
+
+
+def build_plan(config: Config, cache: Path, *, threads: int | None = None, progress: Progress | None = None) -> Plan:
+    """Plan a study: load its datasets, hash what changed since the last time, and name every shard, block and job.
+
+    threads: hashing threads; None takes the machine's cores. progress: called with (files hashed, files to hash).
+    Raises DatasetError for an index that cannot be used, PlanError when a dataset holds no sample.
+    """
+    from stagebench.dataset import load_dataset
+
+    datasets = {name: load_dataset(name, settings) for name, settings in config.datasets.items()}
+    for name, dataset in datasets.items():
+        if not dataset.samples:
+            raise PlanError(
+                f"{name}: {dataset.root / config.datasets[name].index} holds no sample. Check datasets.{name}.index and max_samples."
+            )
+    with DigestIndex(cache / "digests.parquet") as index:
+        head, leaves = build_head(config, datasets, index, threads=threads or os.cpu_count() or 1, progress=progress)
+    return Plan(head, leaves, cache)
+
+
+def _clip_keys(leaves: Mapping[str, Leaf], bucket: str) -> tuple[str, ...]:
+    return tuple(leaves[bucket].clips)
+
+
+def _sample_keys(leaves: Mapping[str, Leaf], buckets: Sequence[str], bits: str) -> tuple[str, ...]:
+    found = [s.key for bucket in buckets for s in leaves[bucket].samples if trie.below(s.clip, bits)]
+    return tuple(sorted(found))
+
+
+def _bare(head: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in head.items() if key != "leaves"}
