@@ -1,0 +1,362 @@
+"""The dataset's index: clips, samples, their keys, and the guard on every path that the index names.
+
+The layout is the one that EventGPT users have:
+
+    <root>/EventGPT_Instruction_Subset.json   list of entries {id, split, event_data, mp4_data, video_data, event_image[], conversations[]}
+    <root>/event_npy/<event_data>             events: `.npy`, `.npz` (`.h5`, `.hdf5` lie under <root>/event_h5/)
+    <root>/mp4/<mp4_data>                     video
+    <root>/video/<video_data>/                the same video as a folder of images
+    <root>/event_image/<event_image[i]>       rendered event frames
+
+An entry needs at least one of the four. Of a long `.h5` recording `event_window: [t0, t1]` (absolute microseconds) takes a clip.
+An index is untrusted input: its size and nesting are bounded, and no path in it may leave the root.
+"""
+
+from __future__ import annotations
+
+import gc
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from stagebench._index import iterate_index, read_index, read_questions
+from stagebench.config import DatasetConfig
+from stagebench.errors import ConfigError, DatasetError, UnsafePathError
+
+__all__ = ["Clip", "Dataset", "Sample", "load_dataset", "resolve"]
+
+MAX_PATH_CHARS = 1024
+
+_FOLDERS = {"events": "event_npy", "mp4": "mp4", "frames": "video", "images": "event_image"}
+_H5 = (".h5", ".hdf5")
+# What the guard looks for in one pass: control characters (NUL among them), lone surrogates (bytes that are not UTF-8), backslashes.
+_BAD_CHARACTER = re.compile("[\x00-\x1f\x7f\ud800-\udfff\\\\]")
+# Fast acceptance of what nearly all indexes hold; anything else takes the slow, explaining way.
+_PLAIN = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.+=@ -]*/)*[A-Za-z0-9_][A-Za-z0-9_.+=@ -]*")
+_EVENT_TAG = re.compile(r"<event>\n|\n<event>|<event>")
+_DIGITS = re.compile(r"(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Clip:
+    """One recording. Several samples (questions) may be about it; its pixels are stored once."""
+
+    key: str
+    """Relative name without suffix, shared by the clip's event and video files; joined by "+" where they differ."""
+    sequence: str
+    """The key's folders: what bootstrap intervals are clustered by. "" when there are none."""
+    files: Mapping[str, Any]
+    """kind -> path relative to the root: "events" and "mp4" a file, "frames" a folder, "images" a folder or a tuple of files."""
+    window: tuple[int, int] | None = None
+    """[t0, t1) in absolute microseconds: the part of the event recording that is the clip; None takes all of it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One question about one clip."""
+
+    key: str
+    """Clip key, "#", 8 hex digits of blake2b over the query: stays the same when a dataset is built again with fresh ids."""
+    clip: str
+    sequence: str
+    id: str
+    """The index's own label; not unique, never used to find anything."""
+    query: str
+    split: str
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """What an index says, checked."""
+
+    name: str
+    root: Path
+    clips: Mapping[str, Clip]
+    samples: tuple[Sample, ...]
+    """Sorted by key."""
+
+
+def load_dataset(name: str, config: DatasetConfig) -> Dataset:
+    """Read, check and key the index of a dataset.
+
+    Every path is guarded here; whether the files are there is found out when they are read (a missing file is a failed clip).
+
+    Raises DatasetError for an index that is not what it should be, UnsafePathError for a path that leaves the root; both name the entry.
+    """
+    root = Path(config.root)
+    if not root.is_dir():
+        raise DatasetError(
+            f"datasets.{name}.root: no folder at {root.resolve()}. Set datasets.{name}.root to the folder that holds {config.index}."
+        )
+    if config.query is not None and config.questions_file is not None:
+        raise ConfigError(f"datasets.{name}: query and questions_file are both set. Keep one.")
+    queries = None
+    if config.query is not None:
+        if not config.query.strip():
+            raise ConfigError(f"datasets.{name}.query is empty. Write a question, or null to take each sample's own.")
+        queries = [config.query]
+    elif config.questions_file is not None:
+        queries = read_questions(Path(config.questions_file))
+    path = resolve(root, config.index)
+    text = read_index(path)
+    # Millions of small objects, none of them garbage: the collector would walk them again and again (half of the time).
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        clips, samples = _read_entries(name, path, text, queries)
+        _guard_links(root, clips, path)
+    finally:
+        if collecting:
+            gc.enable()
+    ordered = sorted(samples.values(), key=lambda sample: sample.key)
+    if not ordered:
+        raise DatasetError(f"{path}: the list is empty. An index needs at least one entry; check datasets.{name}.index.")
+    if config.max_samples is not None:
+        ordered = ordered[: config.max_samples]
+        wanted = {sample.clip for sample in ordered}
+        clips = {key: clip for key, clip in clips.items() if key in wanted}
+    return Dataset(name=name, root=root, clips=clips, samples=tuple(ordered))
+
+
+def resolve(root: Path, relative: str) -> Path:
+    """The real path of a name in the index, guaranteed to lie below the root at the time of the call.
+
+    Raises UnsafePathError for an absolute path, `..`, NUL and other control characters, bytes that are not UTF-8, links out of the root.
+    """
+    clean = _clean(relative, str(root))
+    base = os.path.realpath(root)
+    real = os.path.realpath(f"{base}/{clean}")
+    if real != base and not real.startswith(base.rstrip("/") + "/"):
+        raise UnsafePathError(f"{root}: {relative!r} is a link to {real}, outside the dataset's root {base}. {_MOVE}")
+    return Path(real)
+
+
+_MOVE = "Put the files under the root (or mount them there), or set root to a folder that holds both."
+
+
+def _clean(relative: Any, where: str) -> str:
+    """Normalised relative path. `where` says whose it is, for the message."""
+    if not isinstance(relative, str):
+        raise DatasetError(
+            f"{where}: expected a relative path, found {type(relative).__name__} {str(relative)[:80]!r}. Write the path as a string."
+        )
+    if _PLAIN.fullmatch(relative) and len(relative) <= MAX_PATH_CHARS:
+        return relative
+    bad = _BAD_CHARACTER.search(relative)
+    if bad:
+        code = ord(bad.group())
+        what = {0: "NUL", 0x5C: "a backslash"}.get(
+            code, "bytes that are not UTF-8" if code >= 0xD800 else f"control character 0x{code:02x}"
+        )
+        raise UnsafePathError(f"{where}: path {relative[:200]!r} holds {what}. Use printable UTF-8 with / between folders.")
+    if len(relative) > MAX_PATH_CHARS:
+        raise UnsafePathError(f"{where}: path of {len(relative)} characters, at most {MAX_PATH_CHARS} are taken. Shorten it.")
+    if relative.startswith("/") or re.match(r"[A-Za-z]:", relative):
+        raise UnsafePathError(
+            f"{where}: absolute path {relative!r}. Paths in an index are relative to the dataset's folders; cut the leading part off."
+        )
+    parts = [part for part in relative.split("/") if part not in ("", ".")]
+    if ".." in parts:
+        raise UnsafePathError(f"{where}: path {relative!r} climbs by '..'. {_MOVE}")
+    if not parts:
+        raise DatasetError(f"{where}: path {relative!r} names no file. Leave the key out where a clip has no such file.")
+    return "/".join(parts)
+
+
+def _read_entries(name: str, path: Path, text: str, queries: list[str] | None) -> tuple[dict[str, Clip], dict[str, Sample]]:
+    clips: dict[str, Clip] = {}
+    samples: dict[str, Sample] = {}
+    digests: dict[str, str] = {}
+    first_of: dict[str, int] = {}
+    for number, entry in iterate_index(path, text):
+        if not isinstance(entry, dict):
+            raise DatasetError(
+                f"{path}: entry {number} is a {type(entry).__name__}, expected an object with id, event_data or mp4_data, conversations."
+            )
+        label = entry.get("id")
+        if label is None:
+            label = str(number)
+        elif not isinstance(label, (str, int)) or isinstance(label, bool):
+            raise DatasetError(f"{path}: entry {number}: id is a {type(label).__name__}, expected a string. Quote it.")
+        label = str(label)
+        split = entry.get("split", "")
+        if not isinstance(split, str):
+            raise DatasetError(f"{_where(path, number, label)}: split is a {type(split).__name__}, expected a string. Quote it.")
+        clip = _clip(entry, path, number, label)
+        known = clips.get(clip.key)
+        if known is None:
+            clips[clip.key] = clip
+            first_of[clip.key] = number
+        elif known.files != clip.files or known.window != clip.window:
+            other = first_of[clip.key]
+            raise DatasetError(
+                f"{_where(path, number, label)}: clip {clip.key} has other files than in entry {other}: {_differ(known, clip)}. "
+                "Entries about one clip must name the same files; rename one of the clips."
+            )
+        else:
+            clip = known
+        for query in queries if queries is not None else (_query(entry, path, number, label, name),):
+            digest = digests.get(query)
+            if digest is None:
+                digest = digests[query] = _query_digest(query, path, number, label)
+            key = f"{clip.key}#{digest}"
+            if key in samples:
+                if queries is not None:
+                    continue  # the index asked several questions of this clip; the config replaces them all
+                earlier = list(samples).index(key)  # each entry so far gave one sample
+                raise DatasetError(
+                    f"{_where(path, number, label)}: the same clip {clip.key} and question as entry {earlier} (id "
+                    f"{samples[key].id[:80]!r}). "
+                    "Remove one of the two, or change its question."
+                )
+            samples[key] = Sample(key, clip.key, clip.sequence, label, query, split)
+    return clips, samples
+
+
+def _where(path: Path, number: int, label: str) -> str:
+    return f"{path}: entry {number} (id {label[:80]!r})"
+
+
+def _differ(a: Clip, b: Clip) -> str:
+    for kind in sorted({*a.files, *b.files}):
+        if a.files.get(kind) != b.files.get(kind):
+            return f"{kind} {b.files.get(kind)!r} against {a.files.get(kind)!r}"
+    return f"event_window {b.window} against {a.window}"
+
+
+def _clip(entry: dict[str, Any], path: Path, number: int, label: str) -> Clip:
+    """The clip of an entry. Messages are put together only when something is wrong: this runs a million times."""
+    files: dict[str, Any] = {}
+    names: list[str] = []
+    plain = _PLAIN.fullmatch
+    for kind, value in (
+        ("events", entry.get("event_data")),
+        ("mp4", entry.get("mp4_data")),
+        ("frames", entry.get("video_data")),
+    ):
+        if value is None or value == "":
+            continue
+        if not (value.__class__ is str and len(value) <= MAX_PATH_CHARS and plain(value)):
+            value = _clean(value, _where(path, number, label))
+        folder = _FOLDERS[kind]
+        stem, dot, suffix = value.rpartition(".")
+        if not dot or "/" in suffix or not stem or stem.endswith("/"):
+            stem, suffix = value, ""
+        if kind == "frames" and suffix in ("mp4", "mkv", "avi", "mov"):
+            # older indexes put the MP4's name under video_data
+            if "mp4" in files:
+                continue
+            kind, folder = "mp4", "mp4"
+        elif kind == "frames":
+            stem = value
+        elif kind == "events" and f".{suffix}" in _H5:
+            folder = "event_h5"
+        files[kind] = f"{folder}/{value}"
+        if stem not in names:
+            names.append(stem)
+    images = entry.get("event_image")
+    if images:
+        files["images"], stem = _images(images, path, number, label)
+        if "events" not in files and stem not in names:
+            names.insert(0, stem)
+    if not files:
+        raise DatasetError(
+            f"{_where(path, number, label)}: names no file. Give at least one of event_data, mp4_data, video_data, event_image."
+        )
+    key = names[0] if len(names) == 1 else "+".join(names)
+    window = None
+    if entry.get("event_window") is not None:
+        window = _window(entry["event_window"], path, number, label)
+        key = f"{key}@{window[0]}-{window[1]}"
+    return Clip(key, names[0].rpartition("/")[0], files, window)
+
+
+def _images(images: Any, path: Path, number: int, label: str) -> tuple[Any, str]:
+    """(value for files["images"], clip name). Natural order: an index sorted as text has _10.png before _2.png."""
+    where = _where(path, number, label)
+    if isinstance(images, str):
+        clean = _clean(images, where)
+        return f"event_image/{clean}", clean
+    if not isinstance(images, list):
+        raise DatasetError(f"{where}: event_image is a {type(images).__name__}, expected a list of paths or a folder's path.")
+    cleaned = sorted((_clean(image, where) for image in images), key=_natural)
+    first = cleaned[0]
+    return tuple(f"event_image/{image}" for image in cleaned), re.sub(r"_\d+$", "", first.rsplit(".", 1)[0])
+
+
+def _natural(text: str) -> list[tuple[int, int, str]]:
+    return [(1, int(part), part) if part.isdecimal() else (0, 0, part) for part in _DIGITS.split(text) if part]
+
+
+def _window(value: Any, path: Path, number: int, label: str) -> tuple[int, int]:
+    right = isinstance(value, list) and len(value) == 2 and all(type(t) is int and abs(t) < 2**62 for t in value)
+    if not right or value[1] <= value[0]:
+        raise DatasetError(
+            f"{_where(path, number, label)}: event_window is {str(value)[:80]}, expected [t0, t1] in whole microseconds with t0 < t1."
+        )
+    return value[0], value[1]
+
+
+def _query(entry: dict[str, Any], path: Path, number: int, label: str, name: str) -> str:
+    """The first human turn, without the `<event>` placeholder."""
+    turns = entry.get("conversations")
+    if isinstance(turns, list):
+        for turn in turns:
+            if isinstance(turn, dict) and turn.get("from") == "human":
+                value = turn.get("value")
+                if isinstance(value, str):
+                    query = value[8:] if value.startswith("<event>\n") else value
+                    if "<event>" in query:
+                        query = _EVENT_TAG.sub("", query)
+                    query = query.strip()
+                    if query:
+                        return query
+                break
+    raise DatasetError(
+        f"{_where(path, number, label)}: no question: expected conversations[] with a turn from 'human' and a text. "
+        f"Write one, or ask one question of all clips by datasets.{name}.query."
+    )
+
+
+def _query_digest(query: str, path: Path, number: int, label: str) -> str:
+    try:
+        return blake2b(query.encode(), digest_size=4).hexdigest()
+    except UnicodeEncodeError:
+        raise DatasetError(
+            f"{_where(path, number, label)}: the question holds half of a surrogate pair, which is no character. Write it again as UTF-8."
+        ) from None
+
+
+def _guard_links(root: Path, clips: Mapping[str, Clip], index: Path) -> None:
+    """Refuse links out of the root: one listing a folder (which tells links from files), no system call a file."""
+    base = os.path.realpath(root)
+    inside = base.rstrip("/") + "/"
+    links: dict[str, frozenset[str]] = {}
+    for clip in clips.values():
+        for value in clip.files.values():
+            for relative in value if value.__class__ is tuple else (value,):
+                folder, _, file = relative.rpartition("/")
+                linked = links.get(folder)
+                if linked is None:
+                    linked = links[folder] = _linked_names(base, folder, inside, clip, index)
+                if file in linked:
+                    try:
+                        resolve(root, relative)
+                    except UnsafePathError as error:
+                        raise UnsafePathError(f"{index}: clip {clip.key}: {error}") from None
+
+
+def _linked_names(base: str, folder: str, inside: str, clip: Clip, index: Path) -> frozenset[str]:
+    """Names in the folder that are links. A folder that is not there has none: its clips fail when they are read."""
+    real = os.path.realpath(f"{base}/{folder}")
+    if not (real + "/").startswith(inside):
+        raise UnsafePathError(f"{index}: clip {clip.key}: folder {folder} is a link to {real}, outside the dataset's root {base}. {_MOVE}")
+    try:
+        with os.scandir(real) as entries:
+            return frozenset(entry.name for entry in entries if entry.is_symlink())
+    except OSError:
+        return frozenset()
