@@ -1,0 +1,320 @@
+"""Reading a shard: verified when opened, then each clip by one `preadv` into memory that is there already."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from stagebench.errors import ChecksumError, StoreError
+from stagebench.store import _seal
+from stagebench.store._buffer import HostBuffer, split_frames
+from stagebench.store._format import BULK, FORMAT_VERSION, ClipRow, RowMeta, holds_raw_events, schema, stored_bytes, unpack_codes
+from stagebench.store._pages import Page
+
+if TYPE_CHECKING:
+    from stagebench.sources.events import Events
+
+__all__ = ["Shard"]
+
+_AGAIN = "Delete the file: the next run extracts it again."
+
+
+class Shard:
+    """An open shard. `Shard.open(path)`, then `frames`, `grid` or `events` by clip; use as a context manager, or close it.
+
+    Not for several threads at once where `out` is left to the shard: its buffer is reused by every call.
+    """
+
+    def __init__(self, path: Path, fd: int) -> None:
+        self.path = path
+        self._fd = fd
+        self.verify_ms: float | None = None
+        """What verification took; None when it was not asked for."""
+        self._buffer = HostBuffer()
+        self._footer = _seal.check_tail(fd, path)
+        try:
+            self._parquet = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+            self._metadata = self._parquet.metadata
+            self._read_meta()
+        except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{path}: not a shard of stagebench: {error}. {_AGAIN}") from error
+
+    @classmethod
+    def open(cls, path: Path | str, *, verify: bool = True, threads: int | None = None) -> Shard:
+        """Open and, with `verify`, check every byte of the file.
+
+        threads: for verification; None takes the process's cores.
+        Raises ChecksumError naming the shard (and the clip, where the damage lies in a clip's page), StoreError for what is
+        missing, of another format, or of other types and shapes than its rows say.
+        """
+        path = Path(path)
+        try:
+            fd = os.open(path, os.O_RDONLY)
+        except OSError as error:
+            raise StoreError(f"{path}: the shard cannot be opened: {error.strerror}. Extract it again.") from error
+        try:
+            shard = cls(path, fd)
+        except BaseException:
+            os.close(fd)
+            raise
+        try:
+            if verify:
+                begin = time.perf_counter_ns()
+                shard.verify(threads=threads)
+                shard.verify_ms = (time.perf_counter_ns() - begin) * 1e-6
+            shard._read_rows()
+        except BaseException:
+            shard.close()
+            raise
+        return shard
+
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the file. Views into the shard's buffer stay valid."""
+        if self._fd >= 0:
+            self._parquet.close()
+            os.close(self._fd)
+            self._fd = -1
+
+    def verify(self, clips: Iterable[str] | None = None, *, threads: int | None = None) -> None:
+        """Check the structure, and the bulk of `clips` (default: of all). Raises ChecksumError."""
+        chunks = self._all_chunks()
+        try:
+            sound = _seal.structure_digest(self._fd, self._footer, chunks) == self._body
+        except ValueError as error:
+            raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from None
+        threads = threads or min(8, len(os.sched_getaffinity(0)))
+        if not sound:
+            _seal.check_payloads(self._fd, chunks, self.clips, self.path, threads)  # names the clip where a page is at fault
+            raise ChecksumError(f"{self.path}: bytes outside the pages changed since they were written. {_AGAIN}")
+        wanted = set(range(len(self.clips))) if clips is None else {self._index[clip] for clip in clips}
+        _seal.check_payloads(self._fd, [c for c in chunks if c.bulk and c.row in wanted], self.clips, self.path, threads)
+
+    def row(self, clip: str) -> RowMeta:
+        """The clip's row without its bulk. Raises StoreError for a clip that is not here."""
+        try:
+            return self._rows[clip]
+        except KeyError:
+            raise StoreError(f"{self.path}: no clip {clip} among {len(self.clips)}. Plan again: the shard is of another dataset.") from None
+
+    def frames(self, clip: str, out: np.ndarray | None = None) -> list[np.ndarray]:
+        """The clip's frames, uint8 [H, W, 3] each: views into `out`.
+
+        out: uint8, contiguous, at least `row(clip).rgb_bytes` long; None takes the shard's own buffer, which the next call overwrites.
+        Raises StoreError for a failed clip (with its reason) and for a shard of raw events.
+        """
+        row = self._readable(clip)
+        flat = self._target(row, out)
+        if row.encoding == "rgb8":
+            self._read_into(clip, flat)
+        elif row.encoding == "codes2":
+            unpack_codes(self._pixels(clip), row.sizes, flat)
+        else:
+            from stagebench.render import voxel_to_frames
+
+            for frame, grey in zip(split_frames(flat, row.sizes), voxel_to_frames(self.grid(clip)), strict=True):
+                frame[:] = grey
+        return split_frames(flat, row.sizes)
+
+    def grid(self, clip: str) -> np.ndarray:
+        """A clip's voxel grid, float32 [bins, H, W]; read-only. Raises StoreError for other contents."""
+        row = self._readable(clip)
+        if row.encoding != "f32":
+            raise StoreError(f"{self.path}: clip {clip} holds {row.encoding}, no voxel grid. Set events.representation: voxel.")
+        return self._pixels(clip).view(np.float32).reshape(row.count, *row.sizes[0])
+
+    def events(self, clip: str) -> Events:
+        """A clip's events, equal to those read from its source. Raises StoreError for a shard of pixels."""
+        from stagebench.sources.events import Events
+
+        row = self._readable(clip)
+        xyp, t = self._event_arrays(clip)
+        t = t.astype(np.int64)
+        t += row.t0 or 0
+        return Events(
+            x=(xyp & 0xFFFF).astype(np.uint16),
+            y=(xyp >> 16 & 0x7FFF).astype(np.uint16),
+            p=(xyp >> 31).astype(np.uint8),
+            t=t,
+            t_dtype=row.t_dtype or "",
+            p_coding=row.p_coding or "",
+        )
+
+    def clip_row(self, clip: str) -> ClipRow:
+        """The row as it was added, to be written to another shard. Call `verify([clip])` first where the shard was opened unverified."""
+        meta = self.row(clip)
+        if not meta.ok:
+            return ClipRow(meta)
+        if self.raw_events:
+            xyp, t = self._event_arrays(clip)
+            return ClipRow(meta, xyp=xyp, t=t)
+        return ClipRow(meta, pixels=self._pixels(clip))
+
+    def reserve(self) -> int:
+        """Make the shard's own buffer large enough for any of its clips, so that no timed read allocates; its size in bytes."""
+        largest = max((row.rgb_bytes for row in self._rows.values()), default=0)
+        self._buffer.reserve(largest)
+        return largest
+
+    def _readable(self, clip: str) -> RowMeta:
+        row = self.row(clip)
+        if not row.ok:
+            raise StoreError(f"{self.path}: clip {clip} could not be extracted: {row.reason}. Mend the clip, or leave it out.")
+        return row
+
+    def _target(self, row: RowMeta, out: np.ndarray | None) -> np.ndarray:
+        if self.raw_events:
+            raise StoreError(f"{self.path}: holds events, not frames. Use `events` and render them.")
+        if out is None:
+            return self._buffer.take(row.rgb_bytes)
+        if out.dtype != np.uint8 or not out.flags.c_contiguous or out.nbytes < row.rgb_bytes:
+            raise StoreError(
+                f"{self.path}: out is {out.dtype} of {out.nbytes} bytes, expected contiguous uint8 of {row.rgb_bytes} at least."
+            )
+        return out.reshape(-1)[: row.rgb_bytes]
+
+    def _read_into(self, clip: str, flat: np.ndarray) -> None:
+        where = self._plain.get(clip)
+        if where is None:
+            flat[:] = self._pixels(clip)
+            return
+        view, at = memoryview(flat.data), 0
+        while at < len(view):
+            got = os.preadv(self._fd, [view[at:]], where + at)
+            if not got:
+                raise StoreError(f"{self.path}: the file ends inside clip {clip}: it was cut while in use. {_AGAIN}")
+            at += got
+
+    def _pixels(self, clip: str) -> np.ndarray:
+        """uint8 [bytes] as stored, decompressed; read-only."""
+        column = self._column(clip, "pixels")
+        data, size = column.buffers()[-1], stored_bytes(self._rows[clip].encoding or "", self._rows[clip].sizes)
+        pixels = np.frombuffer(data, dtype=np.uint8) if data is not None and data.size else np.empty(0, dtype=np.uint8)
+        if column.null_count or pixels.size != size:
+            raise StoreError(f"{self.path}: clip {clip} holds {pixels.size} bytes of pixels, {size} expected. {_AGAIN}")
+        return pixels
+
+    def _event_arrays(self, clip: str) -> tuple[np.ndarray, np.ndarray]:
+        if not self.raw_events:
+            raise StoreError(f"{self.path}: holds rendered events. Set events.representation: clip to keep the events themselves.")
+        row = self._rows[clip]
+        xyp, t = self._column(clip, "xyp"), self._column(clip, "t")
+        if t.null_count:
+            t = self._column(clip, "t_wide")
+        xyp, t = xyp.flatten().to_numpy(), t.flatten().to_numpy()
+        if len(xyp) != row.n_events or len(t) != row.n_events:
+            raise StoreError(f"{self.path}: clip {clip} holds {len(xyp)} events and {len(t)} times, {row.n_events} expected. {_AGAIN}")
+        return xyp, t
+
+    def _column(self, clip: str, name: str) -> pa.Array:
+        try:
+            return self._parquet.read_row_group(self._index[clip], columns=[name], use_threads=False).column(0).combine_chunks()
+        except (OSError, pa.ArrowException) as error:
+            raise ChecksumError(f"{self.path}: clip {clip}, column {name}: {error}. {_AGAIN}") from error
+
+    def _read_meta(self) -> None:
+        values = {k.decode(): v.decode() for k, v in (self._metadata.metadata or {}).items() if k.startswith(b"stagebench.")}
+        if values["stagebench.format"] != str(FORMAT_VERSION):
+            raise ValueError(f"format {values['stagebench.format']}, expected {FORMAT_VERSION}")
+        self.kind: str = values["stagebench.kind"]
+        self.spec: Mapping[str, Any] = json.loads(values["stagebench.spec"])
+        self.writer: Mapping[str, str] = json.loads(values["stagebench.writer"])
+        """Versions of what wrote the shard."""
+        listed = json.loads(values["stagebench.clips"])
+        self.digests: Mapping[str, str] = {entry["clip"]: entry["digest"] for entry in listed}
+        """Content digest of each clip's source files."""
+        self.clips: tuple[str, ...] = tuple(self.digests)
+        self._index = {clip: row for row, clip in enumerate(self.clips)}
+        self._body = values[_seal.BODY_KEY]
+        self._chunks: list[_seal.Chunk] | None = None
+        self.raw_events = holds_raw_events(self.kind, self.spec)
+        found = self._parquet.schema_arrow.remove_metadata()
+        fixed = found.field("pixels").type if "pixels" in found.names else None
+        expected = schema(
+            self.kind, raw_events=self.raw_events, fixed=getattr(fixed, "byte_width", None) if fixed != pa.large_binary() else None
+        )
+        if not found.equals(expected):
+            raise ValueError(f"columns {_differences(found, expected)}")
+        if not len(listed) == len(self.clips) == self._metadata.num_row_groups == self._metadata.num_rows:
+            raise ValueError(
+                f"{len(listed)} clips named, {self._metadata.num_row_groups} row groups and {self._metadata.num_rows} rows found"
+            )
+
+    def _all_chunks(self) -> list[_seal.Chunk]:
+        if self._chunks is None:
+            self._chunks = _seal.locate(self._fd, self._metadata, self.clips, self.path)
+        return self._chunks
+
+    def _read_rows(self) -> None:
+        names = [name for name in self._parquet.schema_arrow.names if name not in BULK]
+        try:
+            table = self._parquet.read(columns=names, use_threads=False).to_pylist()
+        except (OSError, pa.ArrowException) as error:
+            raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from error
+        self._rows = {clip: _row(values) for clip, values in zip(self.clips, table, strict=True)}
+        self._plain: dict[str, int] = {}
+        for clip, row in self._rows.items():
+            if row.clip != clip or row.digest != self.digests[clip]:
+                raise StoreError(f"{self.path}: row of {row.clip} where the footer names {clip}. {_AGAIN}")
+        if not self.raw_events:
+            chunks = self._chunks or _seal.locate(self._fd, self._metadata, self.clips, self.path, columns=["pixels"])
+            for chunk in (c for c in chunks if c.column == "pixels"):
+                self._place(self.clips[chunk.row], chunk.pages)
+
+    def _place(self, clip: str, pages: tuple[Page, ...]) -> None:
+        """Note where an uncompressed clip's bytes lie, and refuse a page that cannot hold what the row says."""
+        row = self._rows[clip]
+        if not row.ok:
+            return
+        size = stored_bytes(row.encoding or "", row.sizes)
+        fixed = pa.types.is_fixed_size_binary(self._parquet.schema_arrow.field("pixels").type)
+        # a page of one nullable value: int32 length of the levels, 2 bytes of levels, (int32 length of the value,) the value
+        expected = size + 6 + (0 if fixed else 4)
+        if len(pages) != 1 or pages[0].num_values != 1 or not pages[0].plain or pages[0].raw_size != expected:
+            raise StoreError(
+                f"{self.path}: clip {clip}: {sum(p.raw_size for p in pages)} bytes in {len(pages)} page(s), "
+                f"{expected} in one expected for {row.count} frames of {row.sizes[0] if row.sizes else ()}. {_AGAIN}"
+            )
+        compression = self._metadata.row_group(self._index[clip]).column(self._metadata.num_columns - 1).compression
+        if compression == "UNCOMPRESSED":
+            self._plain[clip] = pages[0].end - size
+
+
+def _row(values: Mapping[str, Any]) -> RowMeta:
+    count, flat = values["count"], values["sizes"]
+    uniform = ((values["height"], values["width"]),) * count
+    sizes = uniform if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True))
+    if len(sizes) != count or any(h is None or w is None or h < 0 or w < 0 for h, w in sizes):
+        raise StoreError(f"clip {values['clip']}: sizes {sizes} of {count} frames. {_AGAIN}")
+    optional = ("encoding", "t0", "t1", "n_events", "t_dtype", "p_coding")
+    return RowMeta(
+        values["clip"],
+        values["digest"],
+        values["status"],
+        values["reason"],
+        **{name: values.get(name) for name in optional},
+        count=count,
+        sizes=sizes,
+        pts=tuple(values["pts"] or ()),
+        indices=tuple(values["indices"] or ()),
+    )
+
+
+def _differences(found: pa.Schema, expected: pa.Schema) -> str:
+    if found.names != expected.names:
+        return f"{', '.join(found.names)}; expected {', '.join(expected.names)}"
+    return "; ".join(f"{f.name} is {f.type}, expected {e.type}" for f, e in zip(found, expected, strict=True) if not f.equals(e))
