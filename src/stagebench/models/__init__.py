@@ -1,0 +1,1 @@
+"""Models behind one adapter protocol: `base` (protocol and values), `registry`, `hooks`, `presets`, `hf`, `eventgpt`."""
