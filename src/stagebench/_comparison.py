@@ -1,0 +1,247 @@
+"""Groups against groups: paired ratios, where a ratio comes from, agreement of outputs, settings of one model, load by source."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from stagebench._analysis import METRICS, SETTINGS, Group
+from stagebench.config import Config
+from stagebench.stages import STAGES
+from stagebench.stats import PARTS, acceptance, decompose, paired_ratio, quantile, speculative_speedup
+
+__all__ = [
+    "Pair",
+    "acceptance_rows",
+    "comparison_rows",
+    "decomposition_rows",
+    "load_rows",
+    "model_pairs",
+    "optimisation_rows",
+    "paired",
+    "ratio_row",
+]
+
+GAMMA = 5
+"""Drafts a round of speculative decoding for which a speed-up is computed."""
+
+_ALIKE = ("engine", "quantization", "batch", "attention", "dtype")
+"""Settings that two models must share to be compared. frames and source differ by kind of input and are compared where they are an axis."""
+
+_COUNT_WORDS = {"FASTER": "FEWER", "SLOWER": "MORE"}
+"""A model that says less is not a faster model."""
+
+_LIVE = "live"
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A group, the group that it is compared with, and their common samples in the same order."""
+
+    group: Group
+    reference: Group
+    left: pl.DataFrame
+    right: pl.DataFrame
+
+    @property
+    def n(self) -> int:
+        return len(self.left)
+
+    @property
+    def sequences(self) -> list[str]:
+        return [str(s) for s in self.left["sequence"].fill_null("")]
+
+
+def paired(group: Group, reference: Group) -> Pair:
+    """Typical runs of the samples that both groups have."""
+    common = group.typical.select("sample").join(reference.typical.select("sample"), on="sample", how="inner")
+    left, right = (side.typical.join(common, on="sample", how="semi").sort("sample") for side in (group, reference))
+    return Pair(group, reference, left, right)
+
+
+def model_pairs(found: Sequence[Group], config: Config) -> Iterator[Pair]:
+    """Each model's groups against the reference model's of the same machine, dataset, length and settings."""
+    reference = config.compare.reference or next(iter(config.models))
+    order = {name: i for i, name in enumerate(config.models)}
+    index: dict[tuple[Any, ...], Group] = {}
+    for group in found:
+        if group.model == reference:
+            index.setdefault(_match(group, config), group)
+    for group in sorted(found, key=lambda g: (g.machine, g.dataset, order.get(g.model, len(order)), g.variant, g.length)):
+        other = index.get(_match(group, config))
+        if group.model != reference and other is not None:
+            yield paired(group, other)
+
+
+def _match(group: Group, config: Config) -> tuple[Any, ...]:
+    frames = group.settings["frames"] if config.variants.frames else None
+    source = (group.settings["source"] if group.settings["source"] == "cache" else _LIVE) if config.variants.source else None
+    return (group.machine, group.dataset, group.length, *(group.settings[name] for name in _ALIKE), frames, source)
+
+
+def ratio_row(pair: Pair, metric: str, config: Config) -> dict[str, Any]:
+    """Both medians over the pairs, and the ratio with its interval and word. Pairs in which a side is null or 0 are left out of n."""
+    left, right = (side[metric].cast(pl.Float64).fill_null(float("nan")).to_numpy() for side in (pair.left, pair.right))
+    keep = np.isfinite(left) & np.isfinite(right) & (left > 0) & (right > 0)
+    row: dict[str, Any] = {"metric": metric.removesuffix("_ms"), "n": int(keep.sum())}
+    none = {"median": None, "reference_median": None, "ratio": None, "low": None, "high": None, "speedup": None}
+    if not keep.any():
+        return row | none | {"clusters": 0, "method": "none", "verdict": "AMBIGUOUS"}
+    c = config.compare
+    clusters = [s for s, k in zip(pair.sequences, keep, strict=True) if k]
+    ratio = paired_ratio(left[keep], right[keep], clusters, confidence=c.confidence, resamples=c.resamples, same_within=c.same_within)
+    row |= {"median": float(np.median(left[keep])), "reference_median": float(np.median(right[keep]))}
+    row |= {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "speedup": 1 / ratio.ratio}
+    word = _COUNT_WORDS.get(ratio.verdict.value, ratio.verdict.value) if metric == "new_tokens" else ratio.verdict.value
+    return row | {"clusters": ratio.clusters, "method": ratio.method, "verdict": word}
+
+
+def _identity(pair: Pair) -> dict[str, Any]:
+    group, reference = pair.group, pair.reference
+    return {
+        "machine": group.machine,
+        "dataset": group.dataset,
+        "length": group.length,
+        "model": group.model,
+        "variant": group.variant,
+        "reference": reference.model,
+        "reference_variant": reference.variant,
+        "failed": group.failed + reference.failed,
+        "discarded": group.discarded + reference.discarded,
+        "capped": group.capped + reference.capped,
+    }
+
+
+def comparison_rows(pairs: Sequence[Pair], config: Config) -> list[dict[str, Any]]:
+    """A row for each pair of groups and metric; the total comes first."""
+    return [_identity(pair) | ratio_row(pair, metric, config) for pair in pairs for metric in METRICS]
+
+
+def decomposition_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
+    """A row for each pair and part, and one for the whole, which is exactly their sum (ms) and product (factor)."""
+    columns = (*(f"{s}_ms" for s in STAGES), "total_ms", "new_tokens")
+    rows = []
+    for pair in pairs:
+        sides = [side.select(pl.col(columns).cast(pl.Float64).fill_null(0.0)) for side in (pair.left, pair.right)]
+        if not pair.n or any((side["total_ms"] <= 0).any() for side in sides):
+            continue
+        split = decompose(*({name: side[name].to_numpy() for name in columns} for side in sides))
+        factors = split.factors()
+        for part in PARTS:
+            share = split.log[part] / split.total_log if split.total_log else None
+            row = {"part": part, "n": split.n, "ms": split.ms[part], "factor": factors[part], "log_ratio": split.log[part], "share": share}
+            rows.append(_identity(pair) | row)
+        whole = {
+            "part": "total",
+            "n": split.n,
+            "ms": split.total_ms,
+            "factor": float(np.exp(split.total_log)),
+            "log_ratio": split.total_log,
+        }
+        rows.append(_identity(pair) | whole | {"share": 1.0 if split.total_log else None})
+    return rows
+
+
+def acceptance_rows(pairs: Sequence[Pair], timings: Path, tokenizers: Mapping[str, str | None]) -> list[dict[str, Any]]:
+    """Agreement of two models' token ids over their pairs: the group as draft, the reference as target.
+
+    tokenizers: model -> digest of its tokenizer, None where its jobs do not say. Where digests are unknown or differ, the row says so and
+    holds no figure.
+    """
+    rows = []
+    for pair in pairs:
+        row = _identity(pair) | {"n": pair.n, "gamma": GAMMA, "note": None}
+        draft, target = tokenizers.get(pair.group.model), tokenizers.get(pair.reference.model)
+        if draft is None or target is None:
+            rows.append(row | {"note": "refused: tokenizer digest not recorded"})
+        elif draft != target:
+            rows.append(row | {"note": "refused: tokenizers differ, so equal ids are not equal text"})
+        else:
+            found = acceptance(
+                _ids(pair.group, pair.left, timings),
+                _ids(pair.reference, pair.right, timings),
+                draft_tokenizer=draft,
+                target_tokenizer=target,
+            )
+            row |= {"n": found.n, "position_share": found.position_share, "prefix_mean_tokens": found.prefix_mean, "alpha": found.alpha}
+            row["sample_share"] = float(np.mean(found.per_sample)) if found.per_sample else None
+            pace = [side["ms_per_token"].drop_nulls().median() for side in (pair.left, pair.right)]
+            cost = float(pace[0]) / float(pace[1]) if all(isinstance(p, float) and p > 0 for p in pace) else None  # type: ignore[arg-type]
+            computed = None if cost is None or found.alpha is None else speculative_speedup(found.alpha, GAMMA, cost)
+            rows.append(row | {"cost": cost, "speculative_speedup_computed": computed})
+    return rows
+
+
+def _ids(group: Group, typical: pl.DataFrame, timings: Path) -> list[list[int]]:
+    """Token ids of typical runs, in their order."""
+    wanted = typical.select("sample", "repeat")
+    length = "natural" if group.length.startswith("natural") else group.length
+    here = pl.scan_parquet(timings).filter(
+        pl.col("machine") == group.machine,
+        pl.col("dataset") == group.dataset,
+        pl.col("model") == group.model,
+        pl.col("variant") == group.variant,
+        pl.col("length") == length,
+    )
+    found = wanted.lazy().join(here.select("sample", "repeat", "token_ids"), on=["sample", "repeat"], how="left").collect()
+    ids = {row[0]: row[2] for row in found.rows()}
+    return [[int(i) for i in ids[sample] or ()] for sample in typical["sample"]]
+
+
+def optimisation_rows(found: Sequence[Group], order: Sequence[tuple[str, str]], config: Config) -> list[dict[str, Any]]:
+    """Each variant of a model against that model's first one (the config's order), ranked by total: what a setting is worth.
+
+    order: (model, variant) as the plan lists them.
+    """
+    first: dict[str, str] = {}
+    for model, variant in order:
+        first.setdefault(model, variant)
+    base = {(g.machine, g.dataset, g.model, g.length): g for g in found if first.get(g.model) == g.variant}
+    rows = []
+    for group in found:
+        reference = base.get((group.machine, group.dataset, group.model, group.length))
+        if reference is None or reference is group:
+            continue
+        pair = paired(group, reference)
+        changed = [f"{k}: {reference.settings[k]} -> {group.settings[k]}" for k in SETTINGS if group.settings[k] != reference.settings[k]]
+        row = _identity(pair) | {"changed": "; ".join(changed)} | ratio_row(pair, "total_ms", config)
+        for metric in ("encode_ms", "prefill_ms", "decode_ms", "ms_per_token"):
+            row[f"{metric.removesuffix('_ms')}_ratio"] = ratio_row(pair, metric, config)["ratio"]
+        row["share_of_limit"] = group.typical["share_of_limit"].drop_nulls().median()
+        rows.append(row)
+    rows.sort(
+        key=lambda r: (
+            r["machine"],
+            r["dataset"],
+            r["model"],
+            r["length"],
+            r["ratio"] if r["ratio"] is not None else float("inf"),
+            r["variant"],
+        )
+    )
+    return rows
+
+
+def load_rows(found: Sequence[Group]) -> list[dict[str, Any]]:
+    """Load by source: all accepted runs of a variant, whatever their length mode, for load does not know it."""
+    merged: dict[tuple[str, str, str, str], list[Group]] = {}
+    for group in found:
+        merged.setdefault((group.machine, group.dataset, group.model, group.variant), []).append(group)
+    rows = []
+    for (machine, dataset, model, variant), members in merged.items():
+        runs = pl.concat([g.runs.select("sample", "load_ms", "total_ms") for g in members])
+        per_sample = runs.group_by("sample").agg(pl.col("load_ms").median(), pl.col("total_ms").median()).sort("sample").drop_nulls()
+        load, total = per_sample["load_ms"].to_numpy(), per_sample["total_ms"].to_numpy()
+        row: dict[str, Any] = {"machine": machine, "dataset": dataset, "model": model, "variant": variant}
+        row |= {name: members[0].settings[name] for name in ("input", "source", "frames")}
+        row |= {name: max(getattr(g, name) for g in members) for name in ("failed", "discarded")}
+        row |= {"n": len(load), "runs": len(runs), "median_ms": float(np.median(load)) if len(load) else None}
+        row |= {f"p{round(100 * p)}_ms": quantile(load, p) for p in (0.05, 0.9, 0.95, 0.99)}
+        row["share_of_total"] = float(load.sum() / total.sum()) if len(load) else None
+        rows.append(row)
+    return rows

@@ -1,0 +1,123 @@
+"""The verdict on a study: VALID, or INVALID with reason codes; and the warnings that stand beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from stagebench._analysis import CAPPED_POOL, Group
+from stagebench.config import Config
+from stagebench.rows import Code, Status
+
+__all__ = ["Finding", "StudyVerdict", "failure_rows", "judge", "read_verifications"]
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One code, where it was found, how often."""
+
+    code: str
+    where: str
+    count: int
+    detail: str
+
+
+@dataclass(frozen=True)
+class StudyVerdict:
+    word: str
+    """VALID | INVALID"""
+    reasons: tuple[Finding, ...]
+    """INVALID_* codes; empty when VALID."""
+    warnings: tuple[Finding, ...]
+
+    def lines(self) -> list[str]:
+        """The verdict as it stands on top of each table."""
+        if not self.reasons:
+            return [f"Verdict: {self.word}"]
+        return [
+            f"Verdict: {self.word} ({', '.join(sorted({f.code for f in self.reasons}))})",
+            *(f"{f.code}: {f.where}: {f.detail}" for f in self.reasons),
+        ]
+
+
+def read_verifications(folder: Path, models: Sequence[str]) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The verify reports of a study's models, and what is wrong with them: a failed, unreadable or missing one makes the study INVALID."""
+    reports: dict[str, dict[str, Any]] = {}
+    findings = []
+    code = Code.INVALID_NOT_VERIFIED.value
+    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
+        try:
+            report = json.loads(path.read_text(encoding="utf-8"))
+            checks = [{"name": str(c["name"]), "passed": c["passed"] is True, "detail": str(c.get("detail", ""))} for c in report["checks"]]
+            reports[str(report["model"])] = {"model": str(report["model"]), "passed": report["passed"] is True, "checks": checks}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            if path.stem in models:
+                findings.append(Finding(code, path.stem, 1, f"{path.name} cannot be read ({type(error).__name__})"))
+    for model in models:
+        report = reports.get(model, {})
+        failed = [c["name"] for c in report.get("checks", ()) if not c["passed"]]
+        if report and (not report["passed"] or failed or not report["checks"]):
+            findings.append(Finding(code, model, 1, f"decoupling proof failed: {', '.join(failed) or 'no check ran'}"))
+        elif not report and not any(f.where == model for f in findings):
+            findings.append(Finding(code, model, 1, "decoupling proof missing: run stagebench verify"))
+    return [reports[m] for m in models if m in reports], findings
+
+
+def judge(timings: Path, groups: Sequence[Group], config: Config, more: Sequence[Finding]) -> StudyVerdict:
+    """All findings of a merged study. `more`: what was found elsewhere (verify reports, anchors)."""
+    findings = [*more, *_row_codes(timings)]
+    by_variant: dict[tuple[str, str, str, str], list[Group]] = {}
+    for group in groups:
+        by_variant.setdefault(group.key[:4], []).append(group)
+    for (machine, dataset, model, variant), members in sorted(by_variant.items()):
+        where = f"{dataset}/{model}/{variant} on {machine}"
+        if not any(g.n for g in members):
+            findings.append(Finding(Code.INVALID_NO_ACCEPTED.value, where, 1, "no accepted sample is left"))
+        for group in members:
+            if group.length == CAPPED_POOL:
+                continue
+            lost = group.failed
+            if group.samples and lost / group.samples > config.shards.max_failed:
+                detail = f"{lost} of {group.samples} samples failed at length {group.length}, {config.shards.max_failed:.0%} may"
+                findings.append(Finding(Code.INVALID_TOO_MANY_FAILED.value, where, lost, detail))
+            pools = [g for g in members if g.length in (group.length, CAPPED_POOL if group.length == "natural" else group.length)]
+            if any(g.n for g in members) and not any(g.n for g in pools):
+                detail = f"no accepted sample is left at length {group.length}"
+                findings.append(Finding(Code.INVALID_NO_ACCEPTED.value, where, 1, detail))
+    reasons = sorted({f for f in findings if f.code.startswith("invalid_")}, key=lambda f: (f.code, f.where, f.detail))
+    warnings = sorted({f for f in findings if not f.code.startswith("invalid_")}, key=lambda f: (f.code, f.where, f.detail))
+    return StudyVerdict("INVALID" if reasons else "VALID", tuple(reasons), tuple(warnings))
+
+
+def _row_codes(timings: Path) -> list[Finding]:
+    """Codes that rows carry, counted by model and variant; rows of status nan count as INVALID_NAN."""
+    keys = ["dataset", "model", "variant"]
+    frame = pl.scan_parquet(timings)
+    codes = frame.select(*keys, pl.col("codes").alias("code")).explode("code").filter(pl.col("code").is_not_null())
+    nans = frame.filter(pl.col("status") == Status.NAN.value).select(*keys, pl.lit(Code.INVALID_NAN.value).alias("code"))
+    counted = pl.concat([codes, nans]).group_by(*keys, "code").len().sort(*keys, "code").collect()
+    return [Finding(str(code), f"{d}/{m}/{v}", int(n), f"{n} rows") for d, m, v, code, n in counted.rows()]
+
+
+def failure_rows(timings: Path) -> list[dict[str, Any]]:
+    """Samples with runs that failed or were discarded: one row for each model, length, sample and reason."""
+    keys = ["machine", "dataset", "model", "variant", "length", "sample", "status", "reason"]
+    codes = [code.value for code in Code if code.discards]
+    frame = (
+        pl.scan_parquet(timings)
+        .select(*keys, pl.col("codes").fill_null([]).list.sort().list.join(" ").alias("codes"), pl.col("codes").alias("_codes"))
+        .filter(
+            ~pl.col("status").is_in([Status.OK.value, Status.CAPPED.value])
+            | (pl.col("_codes").list.set_intersection(pl.lit(codes, dtype=pl.List(pl.String))).list.len() > 0)
+        )
+        .group_by(*keys, "codes")
+        .agg(pl.len().alias("runs"))
+        .sort(*keys, "codes", nulls_last=True)
+        .collect()
+    )
+    return frame.to_dicts()

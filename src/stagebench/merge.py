@@ -1,0 +1,184 @@
+"""Timing rows -> merged rows, tables, summary.json and the old system's results file.
+
+    merge(plan, results)    results/timings.parquet
+                            results/tables/{stages,comparison,load,optimisations,failures,...}.{csv,md,tex,parquet}
+                            results/summary.json, results/legacy_results.json and its dated copy
+
+Deterministic: equal rows give equal bytes, whatever the order in which jobs and rows are met.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from stagebench._analysis import Group, distribution_rows, groups, stage_row, view_rows
+from stagebench._comparison import (
+    acceptance_rows,
+    comparison_rows,
+    decomposition_rows,
+    load_rows,
+    model_pairs,
+    optimisation_rows,
+)
+from stagebench._gather import Gathered, PlanLike, gather
+from stagebench._layout import COLUMNS, NOTES, TITLES, layout
+from stagebench._summary import build_summary, write_summary
+from stagebench._validity import Finding, StudyVerdict, failure_rows, judge, read_verifications
+from stagebench.config import Config
+from stagebench.errors import MergeError
+from stagebench.legacy import legacy_entries, write_legacy
+from stagebench.tables import Table, build_table, write_table
+
+__all__ = ["MergeReport", "merge"]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class MergeReport:
+    """What a merge wrote."""
+
+    verdict: StudyVerdict
+    rows: int
+    tables: dict[str, Table]
+    files: dict[str, Path]
+    """Name below the results folder -> path."""
+
+
+def merge(plan: PlanLike, results: Path, verify: Path | None = None) -> MergeReport:
+    """Merge exactly the plan's timing files below `results` and write all results there.
+
+    verify: folder of the verify reports; `<results>/verify` when None.
+
+    Raises MergeError when files are missing, unreadable or of different studies (see `gather`), and when no run was timed at all: there
+    is no table of zeros. An INVALID study is written all the same, with its reasons on top of everything.
+    """
+    results = Path(results)
+    config = plan.config
+    timings = results / "timings.parquet"
+    gathered = gather(plan, results, timings)
+    found = groups(timings)
+    if not any(group.n for group in found):
+        failures = failure_rows(timings)
+        why = failures[0] if failures else {"status": "no row", "reason": "", "codes": ""}
+        raise MergeError(
+            f"{results}: all {gathered.rows} runs failed or were discarded; the first: {why.get('sample')}: {why['status']} "
+            f"{why['codes'] or ''} {why['reason'] or ''}".rstrip()
+            + ". No table is written. Read the timing logs and run the jobs again."
+        )
+    verifications, findings = read_verifications(verify or results / "verify", list(config.models))
+    findings += [Finding(code.value, "jobs", 1, text) for code, text in gathered.warnings]
+    findings += _job_findings(gathered)
+    verdict = judge(timings, found, config, findings)
+    header = verdict.lines()
+    random = [name for name, model in config.models.items() if model.weights.startswith("dummy:")]
+    if random:
+        header.append(f"Random weights: {', '.join(random)}. Latency of the shape is real, what is said is not.")
+    tokenizers = _tokenizers(gathered)
+    tables = _tables(found, plan, gathered, timings, tokenizers)
+    files: dict[str, Path] = {"timings.parquet": timings}
+    for table in tables.values():
+        for suffix, path in write_table(table, results / "tables", header, verdict.word).items():
+            files[f"tables/{table.name}.{suffix}"] = path
+    datasets = sorted({file.dataset for file in gathered.files})
+    entries = {d: legacy_entries(found, d, timings, config, gathered.files, tokenizers, _splits(plan, d)) for d in datasets}
+    for path in write_legacy(results, entries, gathered.files):
+        files[path.name] = path
+    write_summary(results / "summary.json", build_summary(config, gathered, verdict, verifications, tables, files, results))
+    files["summary.json"] = results / "summary.json"
+    log.info("merged %d rows of %d jobs: %s", gathered.rows, len(gathered.files), verdict.word)
+    return MergeReport(verdict, gathered.rows, tables, files)
+
+
+def _tables(
+    found: Sequence[Group], plan: PlanLike, gathered: Gathered, timings: Path, tokenizers: Mapping[str, str | None]
+) -> dict[str, Table]:
+    config = plan.config
+    confidence, resamples = config.compare.confidence, config.compare.resamples
+    models = {name: i for i, name in enumerate(config.models)}
+    named = {(job.model, job.variant.name): job.variant.settings for job in plan.jobs}
+    order = sorted(named, key=lambda mv: (models.get(mv[0], len(models)), mv[0], _variant_rank(config, mv[1], named[mv])))
+    found = sorted(found, key=lambda g: (g.machine, g.dataset, _length_rank(g.length), models.get(g.model, len(models)), g.variant))
+    pairs = list(model_pairs(found, config))
+    rows: dict[str, list[dict[str, Any]]] = {
+        "stages": [stage_row(g, _first_call(gathered, g), confidence=confidence, resamples=resamples) for g in found],
+        "comparison": comparison_rows(pairs, config),
+        "load": load_rows(found),
+        "optimisations": optimisation_rows(found, order, config),
+        "failures": failure_rows(timings),
+        "distribution": [row for g in found for row in distribution_rows(g, confidence=confidence, resamples=resamples)],
+        "views": [row for g in found for row in view_rows(g)],
+        "decomposition": decomposition_rows(pairs),
+        "acceptance": acceptance_rows(pairs, timings, tokenizers),
+    }
+    machines, datasets = sorted({g.machine for g in found}), sorted({g.dataset for g in found})
+    shown = {name: layout(name, config, several_machines=len(machines) > 1, several_datasets=len(datasets) > 1) for name in rows}
+    where = f"Dataset: {', '.join(datasets)}. Machine: {', '.join(machines)}."
+    return {name: build_table(name, TITLES[name], data, COLUMNS[name], shown[name], (*NOTES[name], where)) for name, data in rows.items()}
+
+
+def _length_rank(length: str) -> tuple[int, int, str]:
+    """Natural lengths first, then fixed ones by their number."""
+    digits = "".join(c for c in length if c.isdigit())
+    return (0, 0, length) if length.startswith("natural") else (1, int(digits or 0), length)
+
+
+def _variant_rank(config: Config, name: str, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Where a variant stands on the config's axes: the first value of each axis is the base, whatever the order of the plan's jobs."""
+    axes = config.variants
+    rank = []
+    for axis in ("engine", "quantization", "batch", "attention", "frames", "source"):
+        values, value = list(getattr(axes, axis)), settings.get(axis)
+        rank.append(values.index(value) if value in values else len(values))
+    return (*rank, name)
+
+
+def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:
+    """First-call and warm-up figures of a group's jobs (medians over jobs). Times in ms."""
+    mine = [f.job for f in gathered.files if (f.machine_label, f.dataset, f.model, f.variant) == group.key[:4]]
+    totals, encodes = [], []
+    for job in mine:
+        call = {str(k).removesuffix("_ms"): v for k, v in (job.get("first_call") or {}).items() if isinstance(v, (int, float))}
+        if call:
+            totals.append(float(call["total"] if "total" in call else sum(call.values())))
+        if "encode" in call:
+            encodes.append(float(call["encode"]))
+    warmup = [int(job["warmup"]) for job in mine if isinstance(job.get("warmup"), int)]
+    return {
+        "first_call_ms": float(np.median(totals)) if totals else None,
+        "first_call_encode_ms": float(np.median(encodes)) if encodes else None,
+        "warmup": max(warmup, default=None),
+        "jobs": len(mine),
+    }
+
+
+def _job_findings(gathered: Gathered) -> list[Finding]:
+    """Codes that job metadata carries."""
+    findings = []
+    for file in gathered.files:
+        codes = file.job.get("codes")
+        where = f"{file.dataset}/{file.model}/{file.variant}"
+        findings += [Finding(str(code), where, 1, f"job {file.block}") for code in codes or () if isinstance(code, str)]
+    return findings
+
+
+def _tokenizers(gathered: Gathered) -> dict[str, str | None]:
+    """Model -> tokenizer digest, where all its jobs say the same one."""
+    found: dict[str, set[str]] = {}
+    for file in gathered.files:
+        digest = file.study.get("tokenizer") or file.study.get("tokenizer_digest") or file.job.get("tokenizer_digest")
+        found.setdefault(file.model, set()).add(str(digest) if digest else "")
+    return {model: next(iter(digests)) or None if len(digests) == 1 else None for model, digests in found.items()}
+
+
+def _splits(plan: PlanLike, dataset: str) -> dict[str, str]:
+    """Sample key -> split, where the plan knows its samples."""
+    known = getattr(plan, "datasets", None)
+    samples = getattr(known[dataset], "samples", ()) if isinstance(known, Mapping) and dataset in known else ()
+    return {s.key: s.split for s in samples if hasattr(s, "key") and hasattr(s, "split")}
