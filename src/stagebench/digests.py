@@ -121,7 +121,8 @@ class DigestIndex:
         if not self.path.exists():
             return
         try:
-            columns = pq.read_table(self.path, page_checksum_verification=True).to_pydict()
+            with pq.ParquetFile(self.path, page_checksum_verification=True) as file:  # read_table would import pandas
+                columns = file.read().to_pydict()
             stamps = map(_Stamp, columns["path"], columns["size"], columns["mtime_ns"], columns["ctime_ns"])
             for stamp, value, seen in zip(stamps, columns["digest"], columns["seen"], strict=True):
                 self._known[stamp], self._seen[stamp] = value, seen
@@ -130,21 +131,14 @@ class DigestIndex:
             self._known, self._seen = {}, {}
 
     def _save(self) -> None:
-        import pyarrow as pa
+        import polars as pl
         import pyarrow.parquet as pq
 
         oldest = int(time.time() // 86400) - KEEP_DAYS
         rows = sorted(stamp for stamp, seen in self._seen.items() if seen >= oldest)
-        table = pa.table(
-            {
-                "path": pa.array([r.path for r in rows], pa.string()),
-                "size": pa.array([r.size for r in rows], pa.int64()),
-                "mtime_ns": pa.array([r.mtime_ns for r in rows], pa.int64()),
-                "ctime_ns": pa.array([r.ctime_ns for r in rows], pa.int64()),
-                "digest": pa.array([self._known[r] for r in rows], pa.string()),
-                "seen": pa.array([self._seen[r] for r in rows], pa.int32()),
-            }
-        )
+        columns = {name: [getattr(row, name) for row in rows] for name in _Stamp._fields}
+        columns |= {"digest": [self._known[row] for row in rows], "seen": [self._seen[row] for row in rows]}
+        table = pl.DataFrame(columns).to_arrow()  # pa.array would import pandas
         temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
             pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)

@@ -114,6 +114,10 @@ class Plan:
         entry = origin(planned.clip(clip), kind)
         return f"{entry or 'none'}:{planned.digest(clip, entry)}"
 
+    def merge_params(self) -> str:
+        """As `timing_params`, for the merge: all but what only timing jobs and shards depend on, and their names carry."""
+        return canonical({"study": self.config.study, "compare": self._head["config"]["compare"], "models": list(self.config.models)})
+
     def timing_params(self, job: TimingJob) -> str:
         """One canonical JSON string of all that must make a timing job run again when it changes."""
         return canonical(timing_settings(self._head, job.model, job.variant))

@@ -1,0 +1,27 @@
+"""Shards, blocks and jobs, named by their content. The main process plans; jobs on this node and on others read its plan."""
+
+from pathlib import Path
+
+from stagebench.plan import Plan, build_plan
+from stagebench.scripting import log_progress
+
+# Scripts find these in snakemake.config: as params they would tie shards that studies share to one study's folder.
+config["paths"] = {
+    name: workflow.pathvars.apply(f"<{name}>") for name in ("results", "cache")
+}
+PLAN_FILE = Path(config["paths"]["results"]) / "plan.json"
+
+if workflow.is_main_process:
+    PLAN = build_plan(
+        CONFIG, Path(config["paths"]["cache"]), progress=log_progress("hashed")
+    )
+    # A dry run beside a running study must not put another plan under its jobs, so the file is written when work starts;
+    # a workflow that uses this one as a module does not run its onstart.
+    if workflow.modifier.is_module or not PLAN_FILE.exists():
+        PLAN.write(PLAN_FILE)
+else:
+    PLAN = Plan.read(PLAN_FILE)
+
+
+onstart:
+    PLAN.write(PLAN_FILE)

@@ -1,0 +1,15 @@
+"""Rule demo_data: the synthetic dataset."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stagebench.scripting import job
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake.log[0]):
+        from stagebench.demo import write_demo
+
+        write_demo(Path(snakemake.output[0]).parent)

@@ -1,0 +1,19 @@
+"""Rule verify: one proof."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from stagebench.scripting import job, require_gpu
+
+if TYPE_CHECKING:
+    from snakemake.iocontainers import snakemake
+
+if __name__ == "__main__":
+    with job(snakemake.log[0]):
+        from stagebench.plan import Plan
+        from stagebench.verify import run_verify
+
+        require_gpu(snakemake.resources)
+        paths = snakemake.config["paths"]
+        plan = Plan.read(Path(paths["results"], "plan.json"))
+        run_verify(plan, plan.verify_job(f"verify/{snakemake.wildcards.proof}.json"), Path(snakemake.output[0]), cache=Path(paths["cache"]))
