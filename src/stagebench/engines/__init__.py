@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 __all__ = ["available", "create"]
 
-_ENGINES = {"generate": ("stagebench.engines.generate", "GenerateEngine")}
+_ENGINES = {
+    "fused": ("stagebench.engines.fused", "FusedEngine"),
+    "generate": ("stagebench.engines.generate", "GenerateEngine"),
+    "graph": ("stagebench.engines.graph", "GraphEngine"),
+    "static": ("stagebench.engines.static", "StaticEngine"),
+}
 """Name -> module and class; a module is imported only when its engine is asked for (some need CUDA or a compiler)."""
 
 

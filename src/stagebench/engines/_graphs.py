@@ -1,0 +1,76 @@
+"""Capture of device work into CUDA graphs. On a CPU the same functions simply run, so that control logic is tested there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from typing import Any, cast
+
+import torch
+from torch import nn
+from transformers import masking_utils
+
+__all__ = ["Replay", "capture", "capture_split", "prompt_mask_as_eager"]
+
+Replay = Callable[[], None]
+
+
+def capture(function: Callable[[], Any], device: torch.device, pool: Any = None) -> Replay:
+    """`function`, run once to warm up and then captured; on a CPU, `function` itself.
+
+    Everything that it reads and writes must be allocated beforehand and stay where it is.
+    """
+    return capture_split(function, None, device, pool)[0]
+
+
+def capture_split(function: Callable[[], Any], at: nn.Module | None, device: torch.device, pool: Any = None) -> list[Replay]:
+    """As `capture`, in two graphs: before and from `at`'s forward. One graph when `at` is None; on a CPU, one function.
+
+    The first part of a step can then be launched while the host still waits to hear whether there is a next step.
+    """
+    if device.type != "cuda":
+        return [cast(Replay, function)]
+    pool = pool if pool is not None else torch.cuda.graph_pool_handle()
+    stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))
+    graphs = [torch.cuda.CUDAGraph()]
+
+    def begin() -> None:
+        graphs[-1].capture_begin(pool=pool, capture_error_mode="thread_local")
+
+    def split(*_: Any) -> None:
+        graphs[-1].capture_end()
+        graphs.append(torch.cuda.CUDAGraph())
+        begin()
+
+    with torch.cuda.stream(stream):
+        function()  # lazy initialisation (cuBLAS handles, kernel compilation) must not fall into the capture
+        stream.synchronize()
+        handle = at.register_forward_pre_hook(split) if at is not None else None
+        try:
+            begin()
+            try:
+                function()
+            finally:
+                graphs[-1].capture_end()
+        finally:
+            if handle is not None:
+                handle.remove()
+    torch.cuda.current_stream(device).wait_stream(stream)
+    torch.cuda.synchronize(device)
+    return [graph.replay for graph in graphs]
+
+
+@contextmanager
+def prompt_mask_as_eager() -> Any:
+    """While a prefill is captured, let transformers decide about the causal mask as it does outside a capture.
+
+    During a capture it materialises the mask (it must not look at a padding mask's values then), which costs the flash
+    kernels. Without a padding mask there is nothing to look at, and the answer is the same.
+    """
+    before = masking_utils.is_tracing
+    masking_utils.is_tracing = lambda *_args, **_kwargs: False
+    try:
+        yield
+    finally:
+        masking_utils.is_tracing = before
