@@ -30,15 +30,13 @@ class TransformersAdapter(ABC):
     model: Any
     codec: TextCodec
 
-    def __init__(self) -> None:
-        self._folder: Path | None = None
-        self._revision: str | None = None
+    _folder: Path | None = None
+    _revision: str | None = None
 
     def load(self, spec: ModelSpec, device: torch.device | str) -> None:
         """Build model and tokenizer from a folder, a hub id or a seed. Raises ModelError with the remedy when they do not fit together."""
-        self.device = torch.device(device)
-        if self.device.type == "cuda" and self.device.index is None:
-            self.device = torch.device("cuda", torch.cuda.current_device())
+        self.device = torch.device("cuda", torch.cuda.current_device()) if str(device) == "cuda" else torch.device(device)
+        _weights.check_attention(spec.attention)
         self.spec = spec
         if spec.dummy_seed is not None:
             self._folder, self._revision = None, f"{spec.weights}/{spec.preset}"
@@ -126,7 +124,7 @@ class TransformersAdapter(ABC):
         return output.logits[:, -1].float()
 
     def _forward_positions(self, inputs: Inputs) -> dict[str, torch.Tensor]:
-        """Positions for a forward of a left-padded batch: `generate` counts them from the mask, a plain forward would count the padding too."""
+        """Positions for a forward of a left-padded batch: `generate` counts them from the mask, a plain forward counts the padding too."""
         return {}
 
     def language_model(self) -> nn.Module:
@@ -167,7 +165,8 @@ def check_frames(frames: Sequence[np.ndarray]) -> None:
     for i, frame in enumerate(frames):
         if frame.dtype != np.uint8 or frame.ndim != 3 or frame.shape[2] != 3:
             raise ModelError(
-                f"frame {i} has dtype {frame.dtype} and shape {frame.shape}: expected uint8 RGB [H, W, 3]. Convert it (render.voxel_to_frames for voxel grids)."
+                f"frame {i} has dtype {frame.dtype} and shape {frame.shape}: expected uint8 RGB [H, W, 3]. "
+                "Convert it (render.voxel_to_frames for voxel grids)."
             )
 
 
@@ -199,7 +198,7 @@ def cut_at_eos(ids: torch.Tensor, eos: Sequence[int]) -> Tokens:
 
 
 def _clean_generation_config(model: Any, codec: TextCodec) -> Any:
-    """Ids of BOS, EOS and padding, and nothing else: no repetition penalty or sampling default of one checkpoint may differ from another's."""
+    """Ids of BOS, EOS and padding, and nothing else: no checkpoint's own repetition penalty or sampling default may make it differ."""
     from transformers import GenerationConfig
 
     stated = getattr(model, "generation_config", None)

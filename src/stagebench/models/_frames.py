@@ -21,7 +21,10 @@ def arrange(frames: Sequence[np.ndarray], frames_as: str) -> list[np.ndarray]:
 
 
 def frame_grid(frames: Sequence[np.ndarray], columns: int = GRID_COLUMNS) -> np.ndarray:
-    """uint8 [H, W, 3] frames -> one uint8 image, row by row, each at its own size; cells are as large as the largest frame, the rest black."""
+    """uint8 [H, W, 3] frames -> one uint8 image, row by row, each at its own size.
+
+    Cells are as large as the largest frame; what a frame does not fill is black.
+    """
     height, width = (max(frame.shape[axis] for frame in frames) for axis in (0, 1))
     columns = min(columns, len(frames))
     grid = np.zeros((math.ceil(len(frames) / columns) * height, columns * width, 3), np.uint8)

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 
 import numpy as np
 import torch
+from PIL import Image
 
 from stagebench.errors import ModelError
 from stagebench.models._frames import arrange, llava_prompt, video_llava_prompt
-from stagebench.models._text import FastCodec, TextCodec, load_codec, load_tokenizer
+from stagebench.models._text import FastCodec, TextCodec, load_codec
 from stagebench.models.base import Inputs
 from stagebench.models.presets import Preset
 
@@ -99,7 +100,9 @@ class ProcessorRoute:
     def __call__(self, frames: Sequence[np.ndarray], query: str, prompt: str | None) -> Inputs:
         images = arrange(frames, self.frames_as)
         text = self._text(query, len(frames), len(images), prompt)
-        done = self.processor(text=[text], images=[images], return_tensors="pt")  # nested: the images of one sample
+        done = self.processor(
+            text=[text], images=[[Image.fromarray(image) for image in images]], return_tensors="pt"
+        )  # nested: the images of one sample
         named = {key: value for key, value in done.items() if isinstance(value, torch.Tensor)}
         ids, mask = named.pop("input_ids"), named.pop("attention_mask")
         pixels = {key: named.pop(key) for key in list(named) if key.startswith("pixel_values")}
@@ -118,8 +121,8 @@ class ProcessorRoute:
 def fill_template(template: str, query: str, n: int, token: str, count: int, behind: str = "") -> str:
     """Put query, frame count and placeholders into a template; braces in a query stay as they are.
 
-    A template names its images by `{images}`, or holds one placeholder that is repeated. Raises ModelError when neither is there, or when the
-    query holds a placeholder.
+    A template names its images by `{images}`, or holds one placeholder that is repeated. Raises ModelError when neither is there, or
+    when the query holds a placeholder.
     """
     if token in query:
         raise ModelError(f"the query holds {token}, which stands for visual input. Take it out of the query.")
@@ -133,7 +136,7 @@ def fill_template(template: str, query: str, n: int, token: str, count: int, beh
     return text.replace("{query}", query)
 
 
-def image_only(kind: type) -> type:
+def image_only(kind: type) -> Any:
     """The processor class with image processor and tokenizer only: its video part would need torchvision to be built."""
     return type(
         kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: ["image_processor", "tokenizer"]), "__module__": kind.__module__}

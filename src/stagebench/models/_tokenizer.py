@@ -26,28 +26,67 @@ STANDARD_QUERY = "What are the key elements in this scene?"
 
 TEMPLATES: dict[str, tuple[str, ...]] = {
     # BOS + 12 + query 9 = 22
-    "llava": tuple("USER:| |\n|This image shows| 8| video frames| arranged in| a grid|.|\n|ASSISTANT|:".split("|")),
+    "llava": ("USER:", " ", "\n", "This image shows", " 8", " video frames", " arranged in", " a grid", ".", "\n", "ASSISTANT", ":"),
     # BOS + 12 + query 9 = 22
-    "video_llava": tuple("US|ER|:| |\n| A|SS|I|ST|AN|T|:".split("|")),
+    "video_llava": ("US", "ER", ":", " ", "\n", " A", "SS", "I", "ST", "AN", "T", ":"),
     # BOS + 50 + query 9 = 60; <ev_start> and <ev_end> are tokens of their own and two of the 50
-    "eventgpt": tuple(
-        "A| chat| bet|ween| a| cur|ious| human| and| an| artific|ial| intellig|ence| assistant|.| The| assistant| giv|es| help|ful|,| detail|ed|,| and|"
-        " pol|ite| answer|s| to| the| human|'s| question|s|.| US|ER|:| |\n| A|SS|IST|ANT|:".split("|")
+    "eventgpt": (
+        *(
+            "A",
+            " chat",
+            " bet",
+            "ween",
+            " a",
+            " cur",
+            "ious",
+            " human",
+            " and",
+            " an",
+            " artific",
+            "ial",
+            " intellig",
+            "ence",
+            " assistant",
+            ".",
+        ),
+        *(
+            " The",
+            " assistant",
+            " giv",
+            "es",
+            " help",
+            "ful",
+            ",",
+            " detail",
+            "ed",
+            ",",
+            " and",
+            " pol",
+            "ite",
+            " answer",
+            "s",
+            " to",
+            " the",
+        ),
+        *(" human", "'s", " question", "s", ".", " US", "ER", ":", " ", "\n", " A", "SS", "IST", "ANT", ":"),
     ),
-    "qwen": tuple("system|user|assistant|\n|You| are| a| helpful|.".split("|")),
+    "qwen": ("system", "user", "assistant", "\n", "You", " are", " a", " helpful", "."),
 }
 """Pieces of each template's text, in order. The llava template has multi-word pieces because 598 was published for the short prompt."""
 
-_WORDS = """
-a about after all along an and any are around as at away be before behind being between bicycle bike both bridge building bus by camera can car cars change
-changes city clear close cross crossing cyclist danger day describe detail did direction do does driving each edge elements event events far fast feature
-few first for frame frames from front give going green ground happening has have highway how if image in intersection into is it its key know lane lanes left
-light lights like line lines look main many more motion motorcycle move moving near next no not object objects of off on one only or other out over parked
-pass passing pedestrian pedestrians people person place position present question red right road roads scene see seen shadow short show shows side sign
-signs six slow so some sort speed static stop street summary that the their them there these they thing things this time to traffic tree trees truck trucks
-tunnel turn turning two type under up using van vehicle vehicles very video view visible was way weather were what when where which while white who why will
-with within would you your
-""".split()
+_WORDS = tuple(
+    """
+    a about after all along an and any are around as at away be before behind being between bicycle bike both bridge building bus by
+    camera can car cars change changes city clear close cross crossing cyclist danger day describe detail did direction do does
+    driving each edge elements event events far fast feature few first for frame frames from front give going green ground happening
+    has have highway how if image in intersection into is it its key know lane lanes left light lights like line lines look main
+    many more motion motorcycle move moving near next no not object objects of off on one only or other out over parked pass passing
+    pedestrian pedestrians people person place position present question red right road roads scene see seen shadow short show shows
+    side sign signs six slow so some sort speed static stop street summary that the their them there these they thing things this
+    time to traffic tree trees truck trucks tunnel turn turning two type under up using van vehicle vehicles very video view visible
+    was way weather were what when where which while white who why will with within would you your
+    """.split()  # noqa: SIM905 - a list literal of 190 words is a page
+)
 
 _CONSONANTS, _VOWELS = "bcdfghjklmnpqrstvwxyz", "aeiou"
 
@@ -91,7 +130,7 @@ def _vocabulary(template: Sequence[str], size: int, specials: dict[str, int]) ->
     free = [i for i in range(size) if i not in taken]
     text = "".join(template)
     starts = list(itertools.accumulate((len(piece) for piece in template), initial=0))
-    cuts = list(zip(starts, starts[1:], strict=False))
+    cuts = list(itertools.pairwise(starts))
 
     def overruns(piece: str) -> bool:
         """Whether longest match would take this piece across a cut of the template."""
@@ -124,7 +163,7 @@ def _strided(pieces: list[str]) -> list[str]:
 
 
 def _byte_table() -> dict[int, str]:
-    """Byte -> printable character, as the byte-level pre-tokenizer of `tokenizers` writes it: printable Latin-1 stays, the rest moves to U+0100 on."""
+    """Byte -> printable character, as the byte-level pre-tokenizer of `tokenizers` writes it: printable Latin-1 stays, others move."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = iter(range(0x100, 0x200))
     return {byte: chr(byte) if byte in printable else chr(next(moved)) for byte in range(256)}

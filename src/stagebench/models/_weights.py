@@ -7,6 +7,7 @@ import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -93,7 +94,9 @@ def _file_digest(path: Path) -> str:
 
 
 def from_folder(auto: Any, folder: Path, spec: ModelSpec, device: torch.device, **kwargs: Any) -> Any:
-    """`auto.from_pretrained(folder)` on the device, in the spec's dtype and attention. safetensors, or pickles read with `weights_only=True`.
+    """`auto.from_pretrained(folder)` on the device, in the spec's dtype and attention.
+
+    Reads safetensors, or pickles with `weights_only=True`.
 
     Raises ModelError when a weight is missing, does not fit, or a file holds more than tensors.
     """
@@ -111,21 +114,30 @@ def from_folder(auto: Any, folder: Path, spec: ModelSpec, device: torch.device, 
         raise
     except Exception as error:
         raise ModelError(
-            f"{folder}: the weights cannot be loaded ({type(error).__name__}: {error}). Only safetensors, and pickles that hold nothing but "
-            "tensors, are read: convert other files to safetensors on a machine that may run them."
+            f"{folder}: the weights cannot be loaded ({type(error).__name__}: {error}). Only safetensors, and pickles that hold "
+            "nothing but tensors, are read: convert other files to safetensors on a machine that may run them."
         ) from error
     wrong = {key: sorted(map(str, info.get(key) or ())) for key in ("missing_keys", "mismatched_keys")}
     for key, names in wrong.items():
         if names:
             raise ModelError(
-                f"{folder}: {len(names)} {key.replace('_', ' ')}, the first: {', '.join(names[:3])}. transformers would fill them with random numbers: "
-                "fetch the whole checkpoint, or check that its config.json belongs to these weights."
+                f"{folder}: {len(names)} {key.replace('_', ' ')}, the first: {', '.join(names[:3])}. "
+                "transformers would fill them with random numbers: fetch the whole checkpoint, or check that its config.json "
+                "belongs to these weights."
             )
     return model.to(device).eval()
 
 
+def check_attention(attention: str) -> None:
+    """Raises ModelError for a flash kernel that is not installed: transformers would fetch one from the hub in the middle of a job."""
+    if attention.startswith("flash_attention") and find_spec("flash_attn") is None:
+        raise ModelError(f"attention {attention!r} needs the flash-attn package, which is not installed. Install it, or use sdpa.")
+
+
 def random_model(auto: Any, config: Any, spec: ModelSpec, device: torch.device) -> Any:
-    """Random weights of the config's shape, made on the device in the spec's dtype; the same seed gives the same weights on the same device.
+    """Random weights of the config's shape, made on the device in the spec's dtype.
+
+    The same seed gives the same weights on the same device.
 
     The model is built in its dtype: casting it afterwards would round RoPE's `inv_freq`, which has to stay float32.
     """

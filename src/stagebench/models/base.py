@@ -177,7 +177,10 @@ class Adapter(Protocol):
         """The model's own one-pass forward from pixel values: logits of the last prompt position, [B, V] float32."""
 
     def language_model(self) -> nn.Module:
-        """The causal LM that engines drive with `inputs_embeds`: `forward(inputs_embeds, attention_mask, position_ids, past_key_values, ...)` with logits, and `generate`."""
+        """The causal LM that engines drive with `inputs_embeds`.
+
+        It has `forward(inputs_embeds, attention_mask, position_ids, past_key_values, ...)` with logits, and `generate`.
+        """
 
     def vision_module(self) -> nn.Module:
         """What is counted and hooked: the tower whose forward runs once an encode."""

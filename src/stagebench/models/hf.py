@@ -85,7 +85,8 @@ class HuggingFaceAdapter(TransformersAdapter):
         output = self._encode(**inputs.pixels, **extra, return_dict=True)
         if getattr(output, "deepstack_features", None) is not None:
             raise ModelError(
-                f"{type(self.model).__name__} feeds vision features into inner layers (deepstack), which inputs_embeds cannot carry. Write an adapter for it."
+                f"{type(self.model).__name__} feeds vision features into inner layers (deepstack), which inputs_embeds "
+                "cannot carry. Write an adapter for it."
             )
         found = output.pooler_output
         # a list of [n_i, D], or one [images, n, D]; a video of Video-LLaVA is [frames, n, D]
@@ -93,7 +94,7 @@ class HuggingFaceAdapter(TransformersAdapter):
         counts = (inputs.input_ids == self.route.placeholder_id).sum(dim=1).tolist()
         if sum(counts) != flat.shape[0]:
             raise ModelError(
-                f"{type(self.model).__name__}: {flat.shape[0]} features for {sum(counts)} placeholders ({self.route.placeholder_id}) in the prompt. "
+                f"{type(self.model).__name__}: {flat.shape[0]} features for {sum(counts)} placeholders ({self.route.placeholder_id}). "
                 "The preprocessor's image size does not fit the model's: check preprocessor_config.json against config.json."
             )
         return Features(tuple(flat.split(counts)))
@@ -118,8 +119,8 @@ class HuggingFaceAdapter(TransformersAdapter):
             return (inputs.attention_mask.cumsum(-1) - 1).clamp_min(0)
         if "mm_token_type_ids" in self._forward_takes and "mm_token_type_ids" not in inputs.extra:
             raise ModelError(
-                f"{type(self.model).__name__} takes 3-D positions from mm_token_type_ids and grids, and Inputs.extra has none: it would run with "
-                "text positions and answer as another model. Keep what its processor returns."
+                f"{type(self.model).__name__} takes 3-D positions from mm_token_type_ids and grids, and Inputs.extra has none: it would "
+                "run with text positions and answer as another model. Keep what its processor returns."
             )
         return self.model._prepare_position_ids_for_generation(inputs.input_ids, {"attention_mask": inputs.attention_mask, **inputs.extra})
 

@@ -1,7 +1,7 @@
 """Count and time a model's vision encoder from outside, by forward hooks.
 
-Hooks see the module's own forward and nothing else: a projector or adaptor behind it is not in their time, and without CUDA events they would
-see launch time only. They are an independent second reading, which `verify` holds against the encode stage; they are not how stages are timed.
+Hooks see the module's own forward and nothing else: a projector or adaptor behind it is not in their time, and without CUDA events they
+would see launch time only. They are an independent second reading, which `verify` holds against encode; stages are timed otherwise.
 """
 
 from __future__ import annotations
@@ -120,8 +120,8 @@ class VisionTimingHooks:
 class EncoderCounter:
     """Counts forward calls of a vision module, by the stage that was under way.
 
-    Use: `with EncoderCounter(adapter.vision_module()) as counter: counter.enter("encode"); ...; counter.count("encode")`. A call outside any
-    named stage is counted under "". An engine that replays a graph, which no hook sees, reports its replays by `add`.
+    Use: `with EncoderCounter(adapter.vision_module()) as counter: counter.enter("encode"); ...; counter.count("encode")`. A call outside
+    any named stage is counted under "". An engine that replays a graph, which no hook sees, reports its replays by `add`.
     """
 
     def __init__(self, module: nn.Module) -> None:

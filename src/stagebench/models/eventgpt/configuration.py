@@ -34,8 +34,8 @@ _KNOWN_TOWERS["openai/clip-vit-large-patch14"] = {**_KNOWN_TOWERS["openai/clip-v
 class EventGptConfig(LlamaConfig):
     """A Llama configuration and the vision tower's.
 
-    mm_visual_tower: the published name of the tower (its shape is known here, nothing is downloaded), or a folder with a CLIP `config.json`,
-        absolute or relative to the checkpoint.
+    mm_visual_tower: the published name of the tower (its shape is known here, nothing is downloaded), or a folder with a CLIP
+        `config.json`, absolute or relative to the checkpoint.
     vision_config: the tower's shape; read from `mm_visual_tower` where the checkpoint does not state it.
     event_feature_adaptor: whether the linear adaptor follows the projector.
 
@@ -84,6 +84,6 @@ def _with_vision_config(config: dict[str, Any], folder: str | os.PathLike | None
     if tower in _KNOWN_TOWERS:
         return {**config, "vision_config": _KNOWN_TOWERS[tower]}
     raise ModelError(
-        f"mm_visual_tower {tower!r}: neither a folder with a config.json beside the checkpoint ({path}) nor one of {sorted(_KNOWN_TOWERS)}. "
-        "Put the CLIP folder there, or state vision_config in the checkpoint's config.json."
+        f"mm_visual_tower {tower!r}: neither a folder with a config.json beside the checkpoint ({path}) nor one of "
+        f"{sorted(_KNOWN_TOWERS)}. Put the CLIP folder there, or state vision_config in the checkpoint's config.json."
     )

@@ -7,18 +7,25 @@ fixture of the tests holds what the original computes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM, CLIPVisionModel, LlamaForCausalLM, LlamaModel
+from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, CLIPVisionModel, LlamaForCausalLM, LlamaModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from stagebench.errors import ModelError
 from stagebench.models.eventgpt.configuration import EventGptConfig
 
 __all__ = ["EventGptForConditionalGeneration", "EventGptModel", "register"]
+
+
+_TOWER = "model.visual_tower.visual_tower."
+_WITHOUT_LEVEL = {
+    rf"^{re.escape(_TOWER)}{part}": f"{_TOWER}vision_model.{part}" for part in ("embeddings", "pre_layrnorm", "encoder", "post_layernorm")
+}
 
 
 class EventVisualTower(nn.Module):
@@ -49,11 +56,13 @@ class EventGptModel(LlamaModel):
     def __init__(self, config: EventGptConfig) -> None:
         if config.vision_config is None:
             raise ModelError(
-                "EventGptConfig has no vision_config. Give it, or load the config from a checkpoint folder whose mm_visual_tower names a CLIP folder."
+                "EventGptConfig has no vision_config. Give it, or load the config from a checkpoint folder whose mm_visual_tower names "
+                "a CLIP folder."
             )
         super().__init__(config)
-        width, inner = config.hidden_size, config.vision_config.hidden_size
-        self.visual_tower = EventVisualTower(config.vision_config)
+        vision: Any = config.vision_config
+        width, inner = config.hidden_size, vision.hidden_size
+        self.visual_tower = EventVisualTower(vision)
         self.visual_projector = nn.Sequential(nn.Linear(inner, width), nn.GELU(), nn.Linear(width, width))
         if config.event_feature_adaptor:
             self.feature_adaptor = nn.Linear(width, width)
@@ -75,6 +84,11 @@ class EventGptForConditionalGeneration(LlamaForCausalLM):
         self.vocab_size = config.vocab_size
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
+
+    @classmethod
+    def from_pretrained(cls, *args: Any, key_mapping: dict[str, str] | None = None, **kwargs: Any) -> Any:
+        """transformers' `from_pretrained`; the tower's keys may have the published `vision_model` level, or, as 5.x saves a CLIP, not."""
+        return super().from_pretrained(*args, key_mapping={**_WITHOUT_LEVEL, **(key_mapping or {})}, **kwargs)
 
     def get_event_features(self, pixel_values: torch.Tensor) -> torch.Tensor:
         """[B, T, 3, H, W] -> [B, T + P, D]; all B*T frames go through the tower in one batch.
@@ -107,8 +121,8 @@ class EventGptForConditionalGeneration(LlamaForCausalLM):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Put features where the placeholder stands.
 
-        input_ids: [B, L] with one -200 a row. features: [N, D] a row. Returns embeds [B, L - 1 + N, D], mask and positions [B, L - 1 + N]; shorter
-        rows are padded on the left. Raises ModelError when a row has not exactly one placeholder.
+        input_ids: [B, L] with one -200 a row. features: [N, D] a row. Returns embeds [B, L - 1 + N, D], mask and positions
+        [B, L - 1 + N]; shorter rows are padded on the left. Raises ModelError when a row has not exactly one placeholder.
         """
         index = self.config.event_token_index
         if attention_mask is None:
@@ -145,7 +159,7 @@ class EventGptForConditionalGeneration(LlamaForCausalLM):
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
         """Llama's forward; `pixel_values` [B, T, 3, H, W] with `input_ids` are encoded and merged first."""
-        if pixel_values is not None and inputs_embeds is None:
+        if pixel_values is not None and inputs_embeds is None and input_ids is not None:
             features = self.get_event_features(pixel_values)
             inputs_embeds, attention_mask, position_ids = self.merge_event_features(input_ids, attention_mask, features)
             input_ids = None
@@ -184,6 +198,7 @@ def _left_pad(rows: Sequence[torch.Tensor]) -> torch.Tensor:
 
 
 def register() -> None:
-    """Make `AutoConfig` and `AutoModelForCausalLM` know the model. Importing `stagebench.models.eventgpt` does it."""
+    """Make `AutoConfig`, `AutoModel` and `AutoModelForCausalLM` know the model. Importing `stagebench.models.eventgpt` does it."""
     AutoConfig.register(EventGptConfig.model_type, EventGptConfig, exist_ok=True)
+    AutoModel.register(EventGptConfig, EventGptModel, exist_ok=True)
     AutoModelForCausalLM.register(EventGptConfig, EventGptForConditionalGeneration, exist_ok=True)

@@ -17,8 +17,8 @@ __all__ = ["EVENT_TOKEN", "PROMPT", "EventGptProcessor"]
 
 EVENT_TOKEN = "<event>"  # noqa: S105 - a placeholder in a prompt, not a secret
 PROMPT = (
-    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers to the "
-    "human's questions. USER: <ev_start><event><ev_end>\n{query} ASSISTANT:"
+    "A chat between a curious human and an artificial intelligence assistant. The assistant gives helpful, detailed, and polite answers "
+    "to the human's questions. USER: <ev_start><event><ev_end>\n{query} ASSISTANT:"
 )
 
 
@@ -31,7 +31,7 @@ class EventGptProcessor:
         self.event_token_index = event_token_index
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path, config: EventGptConfig | None = None) -> EventGptProcessor:
+    def from_pretrained(cls, folder: str | Path, config: EventGptConfig | None = None, **_: Any) -> EventGptProcessor:
         """From a checkpoint folder: its tokenizer, and the tower's `preprocessor_config.json` where there is one."""
         folder = Path(folder)
         config = config or EventGptConfig.from_pretrained(folder)
@@ -52,7 +52,8 @@ class EventGptProcessor:
         parts = prompt.split(EVENT_TOKEN)
         if len(parts) != 2:
             raise ModelError(
-                f"the prompt has {len(parts) - 1} {EVENT_TOKEN}: expected one. Keep <ev_start><event><ev_end> in models.<name>.prompt, and none in queries."
+                f"the prompt has {len(parts) - 1} {EVENT_TOKEN}: expected one. "
+                "Keep <ev_start><event><ev_end> in models.<name>.prompt, and none in queries."
             )
         before, after = (self.codec.encode(part, special=i == 0) for i, part in enumerate(parts))
         return torch.tensor([*before, self.event_token_index, *after], dtype=torch.int64)
