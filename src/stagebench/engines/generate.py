@@ -55,6 +55,8 @@ class GenerateEngine:
         output = self._model.generate(
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention_mask,
+            # from embeds alone generate would count text positions, which is another model where images have 3-D ones (M-RoPE)
+            position_ids=prompt.position_ids,
             generation_config=generation_config(decoding),
             logits_processor=[mark],
             stopping_criteria=[_TokenMark(clock)],

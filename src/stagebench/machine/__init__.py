@@ -1,0 +1,21 @@
+"""The machine under measurement: what it is, which device is free, what its sensors say, how fast a fixed workload runs."""
+
+from stagebench.machine.anchor import ANCHOR_BOUND, anchor, anchor_drift, bandwidth
+from stagebench.machine.devices import Lease, pick_device
+from stagebench.machine.fingerprint import differences, fingerprint, host
+from stagebench.machine.monitor import CpuShare, Monitor, Reading
+
+__all__ = [
+    "ANCHOR_BOUND",
+    "CpuShare",
+    "Lease",
+    "Monitor",
+    "Reading",
+    "anchor",
+    "anchor_drift",
+    "bandwidth",
+    "differences",
+    "fingerprint",
+    "host",
+    "pick_device",
+]

@@ -1,0 +1,135 @@
+"""Sensors of the device, read at sample borders and never inside a timed window."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+
+from stagebench.machine._nvml import ask, open_handle
+
+__all__ = ["CpuShare", "Monitor", "Reading"]
+
+_THROTTLES = {
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+"""Bits of NVML's clock event reasons that make a measurement another machine's. The software power cap (0x04) is the power limit as
+set: a property of the machine, in its fingerprint. Idle, application clocks, sync boost and display settings are none."""
+
+_VIOLATIONS = {"power": 0, "thermal": 1}
+"""NVML_PERF_POLICY_*: cumulative nanoseconds for which the clocks were held down. They see what an instant's reading misses."""
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One look at the sensors. None where the device has no such sensor."""
+
+    sm_clock_mhz: float | None = None
+    temperature_c: float | None = None
+    power_w: float | None = None
+    energy_mj: int | None = None
+    """Since the driver was loaded, in millijoules."""
+    throttles: tuple[str, ...] = ()
+    thermal_ns: int | None = None
+    """Time for which heat held the clocks down, since the driver was loaded."""
+    power_cap_ns: int | None = None
+
+    def throttled_since(self, before: Reading) -> tuple[str, ...]:
+        """Why the clocks were held down at either border or between them; empty when they were not."""
+        reasons = [*before.throttles, *self.throttles]
+        if self.thermal_ns is not None and before.thermal_ns is not None and self.thermal_ns > before.thermal_ns:
+            reasons.append(f"thermal limit for {(self.thermal_ns - before.thermal_ns) * 1e-6:.0f} ms")
+        return tuple(dict.fromkeys(reasons))
+
+    def joules_since(self, before: Reading) -> float | None:
+        if self.energy_mj is None or before.energy_mj is None:
+            return None
+        return (self.energy_mj - before.energy_mj) * 1e-3
+
+
+class Monitor:
+    """NVML of one device; on a CPU every reading is empty.
+
+    before: pids that were on the device before this process made its context. In a container NVML tells host pids, and then
+        they are the only way to know which one is ours.
+    """
+
+    def __init__(self, device: str, before: Collection[int] | None = None) -> None:
+        self.device = device
+        self._before = None if before is None else frozenset(before)
+        self._nvml: tuple[Any, Any] | None = open_handle(device)
+
+    @property
+    def present(self) -> bool:
+        return self._nvml is not None
+
+    def read(self) -> Reading:
+        """All sensors; the energy counter last, so that what is between two readings is the sample."""
+        if self._nvml is None:
+            return Reading()
+        nvml, handle = self._nvml
+        reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+        power = ask(nvml.nvmlDeviceGetPowerUsage, handle)
+        return Reading(
+            sm_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
+            temperature_c=ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
+            power_w=None if power is None else power * 1e-3,
+            throttles=tuple(name for bit, name in _THROTTLES.items() if reasons & bit),
+            thermal_ns=self._violation("thermal"),
+            power_cap_ns=self._violation("power"),
+            energy_mj=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
+        )
+
+    def pids(self) -> frozenset[int]:
+        """Processes that compute on the device, ours among them."""
+        if self._nvml is None:
+            return frozenset()
+        nvml, handle = self._nvml
+        return frozenset(int(p.pid) for p in ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ())
+
+    def neighbours(self) -> tuple[int, ...]:
+        """Pids of other processes on the device."""
+        now = self.pids()
+        others = now - {os.getpid()}
+        if others == now and now:  # pids of another namespace: ours is the one that came
+            others = now & self._before if self._before is not None else frozenset(sorted(now)[1:])
+        return tuple(sorted(others))
+
+    def _violation(self, policy: str) -> int | None:
+        if self._nvml is None:
+            return None
+        nvml, handle = self._nvml
+        status = ask(nvml.nvmlDeviceGetViolationStatus, handle, _VIOLATIONS[policy])
+        return None if status is None else int(status.violationTime)
+
+
+class CpuShare:
+    """What other processes took of the CPUs since this object was made."""
+
+    def __init__(self) -> None:
+        self._wall, self._busy, self._own = time.monotonic(), _busy_s(), _own_s()
+
+    def others(self) -> float:
+        """Share of all cores' time, 0 to 1, that went to other processes."""
+        wall = time.monotonic() - self._wall
+        if wall <= 0:
+            return 0.0
+        spent = (_busy_s() - self._busy) - (_own_s() - self._own)
+        return min(1.0, max(0.0, spent / (wall * (psutil.cpu_count() or 1))))
+
+
+def _busy_s() -> float:
+    times = psutil.cpu_times()
+    return sum(getattr(times, name, 0.0) for name in ("user", "nice", "system", "irq", "softirq", "steal"))
+
+
+def _own_s() -> float:
+    own = os.times()
+    return own.user + own.system + own.children_user + own.children_system

@@ -1,0 +1,263 @@
+"""The inner loop: samples of one model, in random order, warmed up, repeated, journaled. Shared by the rule and by `stagebench run`."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+from stagebench.config import Config, RepeatsConfig
+from stagebench.engines.base import EngineInfo
+from stagebench.machine import Monitor
+from stagebench.models.base import Decoding
+from stagebench.rows import Code, Status
+from stagebench.session.build import Limits, Measured, rows_of, skipped_rows
+from stagebench.session.journal import Journal
+from stagebench.session.order import Group, Task, groups, is_plain, sampling_seed
+from stagebench.session.repeats import go_on, unmet
+from stagebench.session.run import DeviceLostError, Run, Subject, run_once
+
+__all__ = ["Outcome", "Settings", "time_samples"]
+
+log = logging.getLogger(__name__)
+
+FATAL_TRIES = 2
+"""A group whose run has lost the device this often becomes an error row: the fault is its own, not the device's."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How samples are measured."""
+
+    lengths: tuple[str, ...] = ("natural",)
+    """"natural", or a number as text: exactly that many tokens."""
+    max_new_tokens: int = 512
+    repeats: RepeatsConfig = field(default_factory=lambda: RepeatsConfig.model_validate({}))
+    warmup: int = 2
+    batch: int = 1
+    seed: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    plain_share: float = 0.0
+    sample_timeout_s: float | None = None
+
+    @classmethod
+    def of(cls, config: Config, variant: Mapping[str, Any]) -> Settings:
+        """A study's timing section with a variant's settings."""
+        timing = config.timing
+        return cls(
+            lengths=tuple(str(length) for length in timing.lengths),
+            max_new_tokens=timing.max_new_tokens,
+            repeats=timing.repeats,
+            warmup=timing.warmup,
+            batch=variant["batch"],
+            seed=timing.seed,
+            temperature=variant["temperature"],
+            top_p=variant["top_p"],
+            plain_share=timing.plain_share,
+            sample_timeout_s=timing.sample_timeout_s,
+        )
+
+    def decoding(self, length: str, eos: Sequence[int], sample: str = "") -> Decoding:
+        """Stop rule of one length mode; the seed is the sample's own."""
+        fixed = None if length == "natural" else int(length)
+        return Decoding(
+            max_new_tokens=fixed or self.max_new_tokens,
+            min_new_tokens=fixed or 0,
+            eos_token_ids=tuple(eos),
+            temperature=self.temperature,
+            top_p=self.top_p,
+            seed=sampling_seed(self.seed, sample),
+        )
+
+
+@dataclass
+class Outcome:
+    """What the inner loop gives: rows in the order measured, and what is reported apart from them."""
+
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    fresh: list[dict[str, Any]] = field(default_factory=list)
+    """Those of `rows` that this process measured."""
+    engine: EngineInfo | None = None
+    first_call: dict[str, Any] | None = None
+    warmup: list[dict[str, Any]] = field(default_factory=list)
+    resumed: int = 0
+    reused: int = 0
+    """Samples whose rows an earlier process, or another job, measured."""
+    unmet: list[str] = field(default_factory=list)
+    """Why the noise target was missed, by sample and length."""
+    measuring_s: float = 0.0
+
+
+def time_samples(
+    subject: Subject,
+    tasks: Sequence[Task],
+    settings: Settings,
+    *,
+    constant: Mapping[str, Any] | None = None,
+    limits: Limits | None = None,
+    monitor: Monitor | None = None,
+    journal: Journal | None = None,
+    reuse: Mapping[str, list[dict[str, Any]]] | None = None,
+    progress: Callable[[int, int], None] | None = None,
+) -> Outcome:
+    """Measure every task in every length mode.
+
+    constant: row columns that are the same for all. limits: for the limit columns. journal: finished groups are taken from it and
+    added to it. reuse: rows by sample key that stand for a sample's measurement (batch 1 only). progress: called with (samples done, of).
+
+    Raises DeviceLostError when the device fails for good, TimingError when the journal cannot be written.
+    """
+    outcome = Outcome()
+    loop = _Loop(subject, settings, dict(constant or {}), limits, monitor or Monitor("cpu"), outcome)
+    done = 0
+    for task in tasks:
+        if task.skip is not None:
+            outcome.rows += skipped_rows(task, settings.lengths, loop.constant)
+            done += 1
+    order = groups(tasks, seed=settings.seed, batch=settings.batch)
+    ready: dict[int, list[dict[str, Any]]] = {}
+    for group in order:
+        if journal is not None and group.key in journal.groups:
+            ready[group.order] = [dict(row) for row in journal.groups[group.key]]
+            outcome.resumed += len(group.tasks)
+        elif reuse and settings.batch == 1 and group.tasks[0].sample in reuse:
+            ready[group.order] = [dict(row, order=group.order) for row in reuse[group.tasks[0].sample]]
+            outcome.reused += 1
+    due = [group for group in order if group.order not in ready]
+    if due:
+        loop.prepare(due)
+    with _quiet_collector():
+        for group in order:
+            if group.order in ready:
+                outcome.rows += ready[group.order]
+            else:
+                rows = loop.measure(group, journal)
+                if journal is not None:
+                    journal.append(group.key, rows)
+                outcome.rows += rows
+                outcome.fresh += rows
+                gc.collect()
+            done += len(group.tasks)
+            if progress is not None:
+                progress(done, len(tasks))
+    return outcome
+
+
+class _Loop:
+    """Warm-up and measurement of groups, with what they share."""
+
+    def __init__(
+        self, subject: Subject, settings: Settings, constant: dict[str, Any], limits: Limits | None, monitor: Monitor, outcome: Outcome
+    ) -> None:
+        self.subject, self.settings, self.constant, self.limits, self.monitor, self.outcome = (
+            subject,
+            settings,
+            constant,
+            limits,
+            monitor,
+            outcome,
+        )
+        self.eos = tuple(subject.adapter.eos_token_ids())
+
+    def prepare(self, due: Sequence[Group]) -> None:
+        """Engine preparation, the first call, and the warm-up; none of it enters the rows."""
+        settings = self.settings
+        longest = max((settings.decoding(length, self.eos) for length in settings.lengths), key=lambda d: d.max_new_tokens)
+        self.outcome.engine = self.subject.engine.prepare(self.subject.adapter, longest, settings.batch)
+        for number in range(1 + settings.warmup):
+            group = due[number % len(due)]
+            length = settings.lengths[number % len(settings.lengths)]
+            run = self._run(group, length)
+            record = {"sample": group.tasks[0].sample, "length": length, "status": run.status.value, "reason": run.reason} | _brief(run)
+            if number == 0:
+                self.outcome.first_call = record
+            else:
+                self.outcome.warmup.append(record)
+
+    def measure(self, group: Group, journal: Journal | None) -> list[dict[str, Any]]:
+        if journal is not None and journal.fatal.get(group.key, 0) >= FATAL_TRIES:
+            lost = Run(Status.ERROR, f"its run lost the device {journal.fatal[group.key]} times")
+            return [row for length in self.settings.lengths for row in self._rows(Measured(group, length, 0, lost, None, *self._idle()))]
+        try:
+            return [row for length in self.settings.lengths for row in self._length(group, length)]
+        except DeviceLostError:
+            if journal is not None:
+                journal.note_fatal(group.key)
+            raise
+
+    def _length(self, group: Group, length: str) -> list[dict[str, Any]]:
+        """All repeats of one group in one length mode."""
+        repeats = self.settings.repeats
+        paired = is_plain(group.order, self.settings.plain_share)
+        rows: list[dict[str, Any]] = []
+        totals: list[float] = []
+        begin = time.monotonic()
+        repeat = 0
+        while go_on(totals, time.monotonic() - begin, repeats):
+            plain_first = paired and repeat % 2 == 1  # either one goes first in turn, so that neither always finds warm caches
+            plain = self._run(group, length, plain=True) if plain_first else None
+            before = self.monitor.read()
+            run = self._run(group, length)
+            after = self.monitor.read()
+            if paired and not plain_first and run.status is Status.OK:
+                plain = self._run(group, length, plain=True)
+            rows += self._rows(Measured(group, length, repeat, run, plain, before, after))
+            if run.status is not Status.OK or run.times is None:
+                break  # what failed once is a row; running it again would cost a timeout or an OOM each time
+            totals.append(run.times.total_ms)
+            repeat += 1
+        spent = time.monotonic() - begin
+        self.outcome.measuring_s += spent
+        noisy = unmet(totals, spent, repeats)
+        if noisy is not None:
+            self.outcome.unmet.append(f"{group.tasks[0].sample} {length}: {noisy}")
+            for row in rows:
+                row["codes"] = [*row["codes"], Code.WARN_NOISY.value]
+        return rows
+
+    def _run(self, group: Group, length: str, *, plain: bool = False) -> Run:
+        decoding = self.settings.decoding(length, self.eos, group.tasks[0].sample)
+        return run_once(self.subject, group.all, decoding, plain=plain, timeout_s=self.settings.sample_timeout_s)
+
+    def _rows(self, measured: Measured) -> list[dict[str, Any]]:
+        decoding = self.settings.decoding(measured.length, self.eos)
+        tokens = measured.run.tokens
+        texts = [None] * len(measured.group.all) if tokens is None else [self._text(ids) for ids in tokens.ids]
+        return rows_of(measured, decoding, texts, self.constant, limits=self.limits)
+
+    def _text(self, ids: Sequence[int]) -> str | None:
+        try:
+            return self.subject.adapter.detokenize([i for i in ids if i not in self.eos])
+        except Exception as error:  # random weights can give ids that the tokenizer has no word for; the ids are in the row
+            log.debug("ids cannot be turned into text: %s", error)
+            return None
+
+    def _idle(self) -> tuple[Any, Any]:
+        reading = self.monitor.read()
+        return reading, reading
+
+
+def _brief(run: Run) -> dict[str, Any]:
+    if run.times is None:
+        return {}
+    return {"total_ms": run.times.total_ms, "stages_ms": dict(run.times.host_ms), "peak_bytes": dict(run.times.peak_bytes)}
+
+
+@contextmanager
+def _quiet_collector() -> Iterator[None]:
+    """No garbage collection inside timed windows: it is done between samples, over what the samples made."""
+    collecting = gc.isenabled()
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
+        if collecting:
+            gc.enable()

@@ -1,0 +1,200 @@
+"""One run of one sample (or batch) through all stages: the only place where stages are opened in order."""
+
+from __future__ import annotations
+
+import gc
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from stagebench.engines.base import Engine
+from stagebench.errors import SampleTimeoutError, SourceError, TimingError
+from stagebench.models.base import Adapter, Decoding, Features, Prompt, Tokens
+from stagebench.models.hooks import EncoderCounter
+from stagebench.rows import Status
+from stagebench.session.order import Task
+from stagebench.stages import StageClock, StageTimes
+
+__all__ = ["ClockFactory", "DeviceLostError", "FrameLoader", "Run", "Subject", "run_once"]
+
+log = logging.getLogger(__name__)
+
+
+class FrameLoader(Protocol):
+    """The timed load stage. May hand out views of a buffer that it fills again at the next call."""
+
+    def load(self, clip: str) -> Sequence[np.ndarray]: ...
+
+
+class ClockFactory(Protocol):
+    def __call__(self, device: str, *, sync: bool, timeout_s: float | None) -> StageClock: ...
+
+
+class DeviceLostError(TimingError):
+    """The device is of no more use to this process: nothing measured after this would be true."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is measured: a loaded model, how it makes tokens, and where its frames come from."""
+
+    adapter: Adapter
+    engine: Engine
+    loader: FrameLoader
+    device: str
+    clock: ClockFactory = StageClock
+
+
+@dataclass(frozen=True)
+class Run:
+    """What came of one run. Per-sample tuples are in the order of the batch."""
+
+    status: Status
+    reason: str | None = None
+    times: StageTimes | None = None
+    tokens: Tokens | None = None
+    prompt_tokens: tuple[int, ...] = ()
+    visual_tokens: tuple[int, ...] = ()
+    feature_hashes: tuple[str, ...] = ()
+    encoder_calls: int | None = None
+    """Forward calls of the vision module in the whole run; None in a plain run, which does not count."""
+    encoder_calls_outside: int = 0
+    """Those of them outside the encode stage."""
+
+
+@dataclass
+class _Seen:
+    """What a run shows besides its times, kept until the window is closed."""
+
+    features: Features | None = None
+    prompt: Prompt | None = None
+    tokens: Tokens | None = None
+    calls: list[int] = field(default_factory=list)
+
+
+def run_once(subject: Subject, tasks: Sequence[Task], decoding: Decoding, *, plain: bool = False, timeout_s: float | None = None) -> Run:
+    """Load, preprocess, copy, encode and generate once, on a fresh clock.
+
+    plain: no hooks and no synchronisation inside the total: what the instrumented run is compared with.
+    Whatever the model raises becomes the run's status; memory is given back after an OOM. Raises DeviceLostError when the device is gone.
+    """
+    clock = subject.clock(subject.device, sync=not plain, timeout_s=timeout_s)
+    seen = _Seen()
+    status, reason = Status.OK, None
+    try:
+        if plain:
+            _stages(subject, tasks, decoding, clock, seen, lambda stage: None)
+        else:
+            with EncoderCounter(subject.adapter.vision_module()) as counter:
+                _stages(subject, tasks, decoding, clock, seen, counter.enter)
+                seen.calls = [counter.total, counter.outside_encode]
+        times = clock.times()
+        if timeout_s is not None and times.total_ms > timeout_s * 1e3:
+            raise SampleTimeoutError(
+                f"{times.total_ms * 1e-3:.1f} s in all, {timeout_s:g} s allowed. Raise timing.sample_timeout_s if that is its normal time."
+            )
+        if seen.tokens is not None and seen.tokens.nan:
+            status, reason = Status.NAN, "logits were NaN or infinite"
+        return _result(status, reason, times, seen)
+    except SampleTimeoutError as error:
+        return Run(Status.TIMEOUT, str(error))
+    except SourceError as error:
+        return Run(Status.ERROR, f"{type(error).__name__}: {error}")
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        status, reason = Status.OOM, _one_line(error)
+    except Exception as error:  # a model may fail in any way: the failure is this sample's row
+        if _out_of_memory(error):
+            status, reason = Status.OOM, _one_line(error)
+        elif _device_lost(error):
+            raise DeviceLostError(
+                f"{subject.device}: {_one_line(error)}. The job ends here and goes on from its journal when it is run again."
+            ) from error
+        else:
+            log.warning("%s: %s", tasks[0].sample, _one_line(error), exc_info=log.isEnabledFor(logging.DEBUG))
+            status, reason = Status.ERROR, f"{type(error).__name__}: {_one_line(error)}"
+    # outside the handlers: a live traceback would keep the failed run's tensors
+    seen = _Seen()
+    if status is Status.OOM:
+        _recover(subject.device)
+    return Run(status, reason)
+
+
+def _stages(
+    subject: Subject, tasks: Sequence[Task], decoding: Decoding, clock: StageClock, seen: _Seen, enter: Callable[[str], None]
+) -> None:
+    adapter = subject.adapter
+    with torch.inference_mode(), clock.total():
+        with clock.stage("load"):
+            clips = (
+                [subject.loader.load(task.clip) for task in tasks]
+                if len(tasks) == 1
+                else [_own(subject.loader.load(t.clip)) for t in tasks]
+            )
+        with clock.stage("preprocess"):
+            inputs = adapter.collate([adapter.preprocess(frames, task.query) for frames, task in zip(clips, tasks, strict=True)])
+        with clock.stage("h2d"):
+            inputs = inputs.to(adapter.device, adapter.spec.dtype)
+        enter("encode")
+        with clock.stage("encode"):
+            features = adapter.encode(inputs)
+        enter("after")
+        seen.features = features
+
+        def merge() -> Prompt:
+            seen.prompt = adapter.merge(inputs, features)
+            return seen.prompt
+
+        seen.tokens = subject.engine.run(merge, decoding, clock)
+
+
+def _own(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
+    """A copy that the loader's next call leaves alone: batches hold several clips at once."""
+    return [np.array(frame) for frame in frames]
+
+
+def _result(status: Status, reason: str | None, times: StageTimes, seen: _Seen) -> Run:
+    """Everything that synchronises or copies, done after the window is closed."""
+    features, prompt = seen.features, seen.prompt
+    return Run(
+        status=status,
+        reason=reason,
+        times=times,
+        tokens=seen.tokens,
+        prompt_tokens=tuple(int(n) for n in prompt.attention_mask.sum(-1).tolist()) if prompt is not None else (),
+        visual_tokens=features.visual_tokens if features is not None else (),
+        feature_hashes=tuple(Features((embeds,)).content_hash() for embeds in features.embeds) if features is not None else (),
+        encoder_calls=seen.calls[0] if seen.calls else None,
+        encoder_calls_outside=seen.calls[1] if seen.calls else 0,
+    )
+
+
+def _recover(device: str) -> None:
+    """Give the failed run's memory back, so that the next sample finds the device as this one did."""
+    gc.collect()
+    if device.startswith("cuda"):
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    """Libraries below torch say it in their own words."""
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("out of memory" in text or "ALLOC_FAILED" in text)
+
+
+def _device_lost(error: BaseException) -> bool:
+    """A CUDA error other than OOM: the context stays broken, and each later call fails or lies."""
+    accelerator: Any = getattr(torch, "AcceleratorError", None)
+    if accelerator is not None and isinstance(error, accelerator):
+        return True
+    text = str(error)
+    return isinstance(error, RuntimeError) and ("CUDA error" in text or "cuDNN error" in text or "CUBLAS_STATUS" in text)
+
+
+def _one_line(error: BaseException) -> str:
+    text = " ".join(str(error).split()) or type(error).__name__
+    return text if len(text) <= 500 else text[:497] + "..."
