@@ -29,6 +29,8 @@ class TransformersAdapter(ABC):
     device: torch.device
     model: Any
     codec: TextCodec
+    pad_crops = False
+    """Whether the model itself drops crops that were filled up with zeros, as the anyres models do."""
 
     _folder: Path | None = None
     _revision: str | None = None
@@ -87,7 +89,7 @@ class TransformersAdapter(ABC):
         return Inputs(
             input_ids=torch.cat([_left_fill(i.input_ids, longest, fill["input_ids"]) for i in batch]),
             attention_mask=torch.cat([_left_fill(i.attention_mask, longest, 0) for i in batch]),
-            pixels=_joined([i.pixels for i in batch]),
+            pixels=_joined([i.pixels for i in batch], pad_crops=self.pad_crops),
             extra=_joined(extra),
             visual_counts=tuple(count for i in batch for count in i.visual_counts),
         )
@@ -218,12 +220,12 @@ def _left_fill(tensor: torch.Tensor, length: int, value: int) -> torch.Tensor:
     return tensor if missing == 0 else torch.nn.functional.pad(tensor, (missing, 0), value=value)
 
 
-def _joined(parts: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    """Join along the first dimension. Padded with zeros where images have different numbers of crops (dimension 1 of 5)."""
+def _joined(parts: Sequence[Mapping[str, torch.Tensor]], pad_crops: bool = False) -> dict[str, torch.Tensor]:
+    """Join along the first dimension. `pad_crops`: fill up with zeros where images have different numbers of crops (dimension 1 of 5)."""
     joined = {}
     for key in parts[0]:
         tensors = [part[key] for part in parts]
-        if tensors[0].ndim == 5 and len({t.shape[1] for t in tensors}) > 1 and key == "pixel_values":
+        if pad_crops and tensors[0].ndim == 5:
             most = max(t.shape[1] for t in tensors)
             tensors = [torch.nn.functional.pad(t, (0, 0, 0, 0, 0, 0, 0, most - t.shape[1])) for t in tensors]
         try:

@@ -32,7 +32,7 @@ def checkpoint_folder(weights: str) -> Path:
         folder = _from_hub(weights)
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json, so this is no checkpoint. Point models.<name>.weights at the folder that holds it.")
-    for path in sorted(folder.glob("*.json")):
+    for path in sorted(folder.glob("*config.json")):
         if "auto_map" in _read_json(path):
             raise ModelError(
                 f"{path}: has auto_map, which asks for Python code from the checkpoint to be run; stagebench never runs it. "

@@ -54,6 +54,7 @@ class HuggingFaceAdapter(TransformersAdapter):
 
     def _prepared(self, spec: ModelSpec) -> None:
         self.codec = self.route.codec
+        self.pad_crops = isinstance(self.route, _routes.ProcessorRoute)
         self.base = getattr(self.model, "model", self.model)
         self.as_video = self.route.frames_as == "video"
         encode = getattr(self.base, "get_video_features" if self.as_video else "get_image_features", None)
