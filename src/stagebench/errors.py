@@ -6,8 +6,12 @@
     │   └── UnsafePathError    a path that leaves the dataset's root
     ├── SourceError            one clip cannot be read; the sample is set aside, the job goes on
     │   ├── UnsafeFileError    a file that would run code or claims more than it holds
+    │   │   └── TooLargeError  a file that would decode to far more than a clip may
     │   ├── ShortClipError     fewer frames than asked for
+    │   ├── NoVideoError       nothing in it that could be a frame
+    │   ├── RefusedClipError   a property that would give wrong or arguable frames
     │   └── CorruptClipError   bytes that do not decode to what they promise
+    │       └── TruncatedClipError   the end of the file is missing
     ├── StoreError             a shard that cannot be trusted
     │   └── ChecksumError      bytes that changed since they were written
     ├── PlanError              the plan does not fit what is on disk
@@ -46,12 +50,28 @@ class UnsafeFileError(SourceError):
     """A file would run code, or claims more than it holds."""
 
 
+class TooLargeError(UnsafeFileError):
+    """A file would decode to far more than a clip may; it is refused before decoding."""
+
+
+class NoVideoError(SourceError):
+    """A file or folder has nothing in it that could be a frame: empty, audio only, no samples."""
+
+
+class RefusedClipError(SourceError):
+    """A clip has a property that would give wrong or arguable frames: its size changes, its rotation is not allowed."""
+
+
 class ShortClipError(SourceError):
     """A clip has fewer frames or events than asked for."""
 
 
 class CorruptClipError(SourceError):
     """A clip's bytes do not decode to what they promise."""
+
+
+class TruncatedClipError(CorruptClipError):
+    """The end of a clip's file is missing."""
 
 
 class StoreError(StagebenchError):

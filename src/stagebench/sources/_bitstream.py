@@ -1,0 +1,189 @@
+"""What the packets of an H.264 or H.265 stream prove about it, from their first bytes, before anything is decoded.
+
+`survey` answers whether packets and frames correspond one to one and whether frames that no other frame refers to may be
+left out. It says so only where it can show it; any doubt is a reason, in words, to decode in full.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from av.packet import Packet
+
+__all__ = ["Doubt", "survey"]
+
+_H264_SLICE, _H264_PARTITIONS, _H264_IDR, _H264_SPS = 1, (2, 3, 4), 5, 7
+_HEVC_LAST_SLICE_TYPE, _HEVC_IDR, _HEVC_SPS = 31, (19, 20), 33
+
+
+class Doubt(Exception):
+    """Why the packets do not prove what decoding a part of them needs. Never leaves the reader."""
+
+
+def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> list[bool]:
+    """For each packet, in decoding order: is it an IDR picture, from which decoding can start afresh?
+
+    Proven when it returns: every packet holds one whole coded picture; every picture is a frame (no fields); the stream has
+    one sequence parameter set, the header's; a picture marked as not referred to (`nal_ref_idc` 0, or the H.265 types that
+    end in _N within one temporal layer) is referred to by none. Raises Doubt otherwise.
+    """
+    if codec == "h264":
+        length_size, known = _avcc(extradata or b"")
+        for parameters in known:
+            _check_h264_sps(parameters)
+        return [_h264_picture(packet, length_size, known) for packet in packets]
+    if codec == "hevc":
+        length_size, known = _hvcc(extradata or b"")
+        return [_hevc_picture(packet, length_size, known) for packet in packets]
+    raise Doubt(f"{codec} is neither h264 nor hevc")
+
+
+def _units(packet: Packet, length_size: int) -> list[memoryview]:
+    """The packet's NAL units, not copied. Raises Doubt when their lengths do not fit the packet."""
+    view = memoryview(packet)
+    units: list[memoryview] = []
+    position, end = 0, len(view)
+    while position < end:
+        if length_size == 4 and position + 4 <= end:
+            (length,) = struct.unpack_from(">I", view, position)
+        else:
+            length = int.from_bytes(view[position : position + length_size], "big")
+        position += length_size
+        if not length or position + length > end:
+            raise Doubt(f"a unit of {length} bytes does not fit its packet")
+        if length > 2:  # shorter ones are marks, such as the end of a sequence
+            units.append(view[position : position + length])
+        position += length
+    return units
+
+
+def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> bool:
+    pictures, idr = 0, False
+    for unit in _units(packet, length_size):
+        kind = unit[0] & 31
+        if kind in (_H264_SLICE, _H264_IDR):
+            pictures += unit[1] >> 7  # first_mb_in_slice == 0 is coded as one set bit
+            idr |= kind == _H264_IDR
+        elif kind in _H264_PARTITIONS:
+            raise Doubt("its slices are partitioned")
+        elif kind == _H264_SPS and bytes(unit) not in known:
+            raise Doubt("a packet brings another sequence parameter set")
+    if pictures != 1:
+        raise Doubt(f"a packet holds {pictures} pictures")
+    return idr
+
+
+def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> bool:
+    pictures, idr = 0, False
+    for unit in _units(packet, length_size):
+        kind, layer, temporal = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3, unit[1] & 7
+        if layer:
+            raise Doubt("it has several layers")
+        if kind <= _HEVC_LAST_SLICE_TYPE:
+            if temporal != 1:  # a _N picture is not referred to within its own temporal layer only
+                raise Doubt("it has several temporal layers")
+            pictures += unit[2] >> 7  # first_slice_segment_in_pic_flag
+            idr |= kind in _HEVC_IDR
+        elif kind == _HEVC_SPS and bytes(unit) not in known:
+            raise Doubt("a packet brings another sequence parameter set")
+    if pictures != 1:
+        raise Doubt(f"a packet holds {pictures} pictures")
+    return idr
+
+
+def _avcc(extradata: bytes) -> tuple[int, list[bytes]]:
+    """Size of a unit's length and the sequence parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15)."""
+    if len(extradata) < 7 or extradata[0] != 1:
+        raise Doubt("its header is no avcC")
+    known, position = [], 6
+    for _ in range(extradata[5] & 31):
+        length = int.from_bytes(extradata[position : position + 2], "big")
+        known.append(extradata[position + 2 : position + 2 + length])
+        position += 2 + length
+    if len(known) != 1 or position > len(extradata):
+        raise Doubt(f"its header has {len(known)} sequence parameter sets")
+    return (extradata[4] & 3) + 1, known
+
+
+def _hvcc(extradata: bytes) -> tuple[int, list[bytes]]:
+    """The same of an HEVCDecoderConfigurationRecord."""
+    if len(extradata) < 23 or extradata[0] != 1:
+        raise Doubt("its header is no hvcC")
+    known, position = [], 23
+    for _ in range(extradata[22]):
+        kind, count = extradata[position : position + 1], int.from_bytes(extradata[position + 1 : position + 3], "big")
+        position += 3
+        for _ in range(count):
+            length = int.from_bytes(extradata[position : position + 2], "big")
+            if kind and kind[0] & 63 == _HEVC_SPS:
+                known.append(extradata[position + 2 : position + 2 + length])
+            position += 2 + length
+        if position > len(extradata):
+            raise Doubt("its header is cut short")
+    if len(known) != 1:
+        raise Doubt(f"its header has {len(known)} sequence parameter sets")
+    return (extradata[21] & 3) + 1, known
+
+
+class _Bits:
+    """Exp-Golomb reader over a raw byte sequence payload, emulation prevention taken out."""
+
+    def __init__(self, unit: bytes) -> None:
+        raw = unit.replace(b"\x00\x00\x03", b"\x00\x00")
+        self._bits = f"{int.from_bytes(raw, 'big'):0{8 * len(raw)}b}"
+        self._at = 0
+
+    def take(self, width: int) -> int:
+        taken = self._bits[self._at : self._at + width]
+        if len(taken) < width:
+            raise Doubt("its sequence parameter set is cut short")
+        self._at += width
+        return int(taken, 2) if taken else 0
+
+    def golomb(self) -> int:
+        one = self._bits.find("1", self._at)
+        zeros = one - self._at
+        if one < 0 or zeros > 32:
+            raise Doubt("its sequence parameter set is damaged")
+        self._at = one
+        return self.take(zeros + 1) - 1
+
+
+_H264_HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
+
+
+def _check_h264_sps(unit: bytes) -> None:
+    """Raises Doubt unless every picture is a frame and frame numbers have no gaps (ITU-T H.264, 7.3.2.1.1)."""
+    bits = _Bits(unit)
+    bits.take(8)
+    profile = bits.take(8)
+    bits.take(16)
+    bits.golomb()
+    if profile in _H264_HIGH:
+        if bits.golomb() == 3:  # chroma_format_idc
+            bits.take(1)
+        bits.golomb()
+        bits.golomb()
+        bits.take(1)
+        if bits.take(1):
+            raise Doubt("it has scaling matrices")
+    bits.golomb()
+    order = bits.golomb()  # pic_order_cnt_type
+    if order == 0:
+        bits.golomb()
+    elif order == 1:
+        bits.take(1)
+        bits.golomb()
+        bits.golomb()
+        for _ in range(min(bits.golomb(), 255)):
+            bits.golomb()
+    bits.golomb()
+    if bits.take(1):
+        raise Doubt("it allows gaps in frame numbers")
+    bits.golomb()
+    bits.golomb()
+    if not bits.take(1):
+        raise Doubt("it may be interlaced")
