@@ -130,7 +130,7 @@ def time_samples(
             outcome.reused += 1
     due = [group for group in order if group.order not in ready]
     if due:
-        loop.prepare(due)
+        loop.prepare(due, journal)
     with _quiet_collector():
         for group in order:
             if group.order in ready:
@@ -164,15 +164,18 @@ class _Loop:
         )
         self.eos = tuple(subject.adapter.eos_token_ids())
 
-    def prepare(self, due: Sequence[Group]) -> None:
+    def prepare(self, due: Sequence[Group], journal: Journal | None) -> None:
         """Engine preparation, the first call, and the warm-up; none of it enters the rows."""
+        fatal = {} if journal is None else journal.fatal
+        due = sorted((g for g in due if fatal.get(g.key, 0) < FATAL_TRIES), key=lambda g: (fatal.get(g.key, 0), g.order))
         settings = self.settings
         longest = max((settings.decoding(length, self.eos) for length in settings.lengths), key=lambda d: d.max_new_tokens)
         self.outcome.engine = self.subject.engine.prepare(self.subject.adapter, longest, settings.batch)
-        for number in range(1 + settings.warmup):
+        for number in range(1 + settings.warmup if due else 0):
             group = due[number % len(due)]
             length = settings.lengths[number % len(settings.lengths)]
-            run = self._run(group, length)
+            with _noted(group, journal):
+                run = self._run(group, length)
             record = {"sample": group.tasks[0].sample, "length": length, "status": run.status.value, "reason": run.reason} | _brief(run)
             if number == 0:
                 self.outcome.first_call = record
@@ -183,12 +186,8 @@ class _Loop:
         if journal is not None and journal.fatal.get(group.key, 0) >= FATAL_TRIES:
             lost = Run(Status.ERROR, f"its run lost the device {journal.fatal[group.key]} times")
             return [row for length in self.settings.lengths for row in self._rows(Measured(group, length, 0, lost, None, *self._idle()))]
-        try:
+        with _noted(group, journal):
             return [row for length in self.settings.lengths for row in self._length(group, length)]
-        except DeviceLostError:
-            if journal is not None:
-                journal.note_fatal(group.key)
-            raise
 
     def _length(self, group: Group, length: str) -> list[dict[str, Any]]:
         """All repeats of one group in one length mode."""
@@ -246,6 +245,17 @@ def _brief(run: Run) -> dict[str, Any]:
     if run.times is None:
         return {}
     return {"total_ms": run.times.total_ms, "stages_ms": dict(run.times.host_ms), "peak_bytes": dict(run.times.peak_bytes)}
+
+
+@contextmanager
+def _noted(group: Group, journal: Journal | None) -> Iterator[None]:
+    """The journal is told when a group's run loses the device."""
+    try:
+        yield
+    except DeviceLostError:
+        if journal is not None:
+            journal.note_fatal(group.key)
+        raise
 
 
 @contextmanager

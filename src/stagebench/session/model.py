@@ -71,8 +71,8 @@ def step_bytes(adapter: Adapter) -> int:
     decoder = getattr(decoder, "language_model", decoder)  # a multimodal trunk holds the vision tower as well
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
     table = decoder.get_input_embeddings() if hasattr(decoder, "get_input_embeddings") else None
-    parts = [getattr(decoder, name, None) for name in ("layers", "norm")]
-    if all(isinstance(part, nn.Module) for part in parts):  # LLaMA's shape: leaves out a projector or adaptor that lives in the trunk
+    parts = [part for name in ("layers", "norm") if isinstance(part := getattr(decoder, name, None), nn.Module)]
+    if len(parts) == 2:  # LLaMA's shape: leaves out a projector or adaptor that lives in the trunk
         decoder = nn.ModuleList(parts)
     vision = {id(p) for p in adapter.vision_module().parameters()}
     left_out = vision | ({id(p) for p in table.parameters()} if table is not None else set())

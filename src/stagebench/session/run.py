@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 
 
 class FrameLoader(Protocol):
-    """The timed load stage. May hand out views of a buffer that it fills again at the next call."""
+    """The timed load stage. What it hands out must stay as it is until a batch's last clip is loaded (loading.Loader keeps two batches)."""
 
     def load(self, clip: str) -> Sequence[np.ndarray]: ...
 
@@ -124,24 +124,25 @@ def run_once(subject: Subject, tasks: Sequence[Task], decoding: Decoding, *, pla
 
 
 def _stages(
-    subject: Subject, tasks: Sequence[Task], decoding: Decoding, clock: StageClock, seen: _Seen, enter: Callable[[str], None]
+    subject: Subject, tasks: Sequence[Task], decoding: Decoding, clock: StageClock, seen: _Seen, counter: EncoderCounter | None
 ) -> None:
     adapter = subject.adapter
     with torch.inference_mode(), clock.total():
         with clock.stage("load"):
-            clips = (
-                [subject.loader.load(task.clip) for task in tasks]
-                if len(tasks) == 1
-                else [_own(subject.loader.load(t.clip)) for t in tasks]
-            )
+            clips = [subject.loader.load(task.clip) for task in tasks]
         with clock.stage("preprocess"):
             inputs = adapter.collate([adapter.preprocess(frames, task.query) for frames, task in zip(clips, tasks, strict=True)])
         with clock.stage("h2d"):
             inputs = inputs.to(adapter.device, adapter.spec.dtype)
-        enter("encode")
+        replayed = _replays(subject)
+        if counter is not None:
+            counter.enter("encode")
         with clock.stage("encode"):
             features = adapter.encode(inputs)
-        enter("after")
+        if counter is not None:
+            if not counter.count("encode"):  # a graph replay runs the encoder without its Python, so no hook sees it
+                counter.add(_replays(subject) - replayed)
+            counter.enter("after")
         seen.features = features
 
         def merge() -> Prompt:
@@ -151,9 +152,9 @@ def _stages(
         seen.tokens = subject.engine.run(merge, decoding, clock)
 
 
-def _own(frames: Sequence[np.ndarray]) -> list[np.ndarray]:
-    """A copy that the loader's next call leaves alone: batches hold several clips at once."""
-    return [np.array(frame) for frame in frames]
+def _replays(subject: Subject) -> int:
+    """Encoder passes that the engine's captured graph has made so far; 0 for an engine that leaves encode to the adapter."""
+    return int(getattr(getattr(subject.engine, "encoder", None), "calls", 0))
 
 
 def _result(status: Status, reason: str | None, times: StageTimes, seen: _Seen) -> Run:
