@@ -51,6 +51,10 @@ class FakePlan:
     config: Config
     jobs: list[FakeJob]
 
+    @property
+    def verify_paths(self) -> list[str]:
+        return [f"verify/{model}.json" for model in dict.fromkeys(job.model for job in self.jobs)]
+
 
 def config(**changes: Any) -> Config:
     """A two-model study's configuration; keyword arguments replace whole sections."""
@@ -88,7 +92,7 @@ def make_rows(
     settings: Mapping[str, Any] | None = None,
     edit: Edit | None = None,
 ) -> list[dict[str, Any]]:
-    """Rows of one job. Stage times are `BASE_MS * factor`, decode is `pace` ms a step; `noise` is log-normal. `edit` changes or drops a row."""
+    """Rows of one job. Stages take `BASE_MS * factor`, decode `pace` ms a step, `noise` is log-normal; `edit` changes or drops a row."""
     rng = np.random.default_rng([seed, *model.encode(), *dataset.encode(), *block.encode()])
     setting = {
         "engine": "generate",
@@ -138,18 +142,21 @@ def job_metadata(**changes: Any) -> dict[str, Any]:
     return {
         "job": "j",
         "started": "2026-01-24T10:00:00+00:00",
-        "ended": "2026-01-24T10:05:00+00:00",
+        "finished": "2026-01-24T10:05:00+00:00",
         "shards": ["frames/x/root-aa"],
-        "first_call": {f"{stage}_ms": 3 * ms for stage, ms in BASE_MS.items()},
-        "warmup": 2,
+        "first_call": {"total_ms": 900.0, "stages_ms": {stage: 3 * ms for stage, ms in BASE_MS.items()}, "peak_bytes": {}},
+        "warmup": [{"sample": "seq_00/000000#00000000", "total_ms": 450.0}] * 2,
         "anchors": {"before": {"gemv": 1.0}, "after": {"gemv": 1.01}},
         "harness_ms": 0.01,
         "device": "cpu",
-        "resumed": False,
-        "side_by_side": False,
-        "measured_share": 0.9,
+        "findings": [],
+        "resumed": 0,
         **changes,
     }
+
+
+def study_metadata(**changes: Any) -> dict[str, Any]:
+    return {"dtype": "float32", "model": {"revision": "dummy:0/tiny", "tokenizer": "t0"}, **changes}
 
 
 def write_rows(
@@ -163,7 +170,7 @@ def write_rows(
     path.parent.mkdir(parents=True, exist_ok=True)
     metadata = {
         "stagebench.job": json.dumps(job_metadata() if job is None else job),
-        "stagebench.study": json.dumps({"dtype": "float32", "revision": "dummy:0/tiny"} if study is None else study),
+        "stagebench.study": json.dumps(study_metadata() if study is None else study),
         "stagebench.machine": json.dumps({"cpu": {"name": "Fake CPU"}, "torch": "2.13.0"} if machine is None else machine),
     }
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA).replace_schema_metadata(metadata)

@@ -65,14 +65,13 @@ def paired(group: Group, reference: Group) -> Pair:
 
 
 def model_pairs(found: Sequence[Group], config: Config) -> Iterator[Pair]:
-    """Each model's groups against the reference model's of the same machine, dataset, length and settings."""
+    """Each model's groups against the reference model's of the same machine, dataset, length and settings, in the order of `found`."""
     reference = config.compare.reference or next(iter(config.models))
-    order = {name: i for i, name in enumerate(config.models)}
     index: dict[tuple[Any, ...], Group] = {}
     for group in found:
         if group.model == reference:
             index.setdefault(_match(group, config), group)
-    for group in sorted(found, key=lambda g: (g.machine, g.dataset, order.get(g.model, len(order)), g.variant, g.length)):
+    for group in found:
         other = index.get(_match(group, config))
         if group.model != reference and other is not None:
             yield paired(group, other)

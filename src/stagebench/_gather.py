@@ -61,6 +61,8 @@ class PlanLike(Protocol):
     def config(self) -> Config: ...
     @property
     def jobs(self) -> Iterable[Any]: ...
+    @property
+    def verify_paths(self) -> Sequence[str]: ...
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ def gather(plan: PlanLike, results: Path, output: Path) -> Gathered:
     for one, other in pairwise(files):
         if one.path == other.path:
             raise MergeError(f"{one.path}: named twice by the plan, so its rows would count twice. Plan again.")
-    _check_studies(files)
+    _check_studies(files, plan.config)
     warnings = _check_anchors(files)
     rows = 0
     with atomic(output) as temporary, pq.ParquetWriter(temporary, MERGED_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
@@ -190,18 +192,27 @@ def difference(one: Any, other: Any, prefix: str = "") -> list[str]:
     return [] if one == other else [f"{prefix}: {json.dumps(one, sort_keys=True)} -> {json.dumps(other, sort_keys=True)}"]
 
 
-def _check_studies(files: list[JobFile]) -> None:
-    """One model and variant on one dataset has one study fingerprint."""
+def _check_studies(files: list[JobFile], config: Config) -> None:
+    """One dataset, model and variant has one study fingerprint; one model has one set of weights; all jobs ran with the config's timing."""
     first: dict[tuple[str, str, str], JobFile] = {}
+    weights: dict[str, JobFile] = {}
+    timing = config.timing.model_dump(mode="json", exclude={"max_samples", "reuse"})
     for file in files:
         known = first.setdefault((file.dataset, file.model, file.variant), file)
-        changed = difference(known.study, file.study)
-        if changed:
-            raise MergeError(
-                f"{file.path}: its study fingerprint differs from that of {known.path}, so their rows must not be pooled:\n"
-                + "\n".join(f"  {line}" for line in changed)
-                + "\nDelete the file that is out of date and run its timing job again."
-            )
+        _refuse(file, f"that of {known.path}", difference(known.study, file.study))
+        known = weights.setdefault(file.model, file)
+        _refuse(file, f"that of {known.path}", difference(known.study.get("model"), file.study.get("model"), "model"))
+        if isinstance(file.study.get("timing"), Mapping):
+            _refuse(file, "the config", difference(timing, file.study["timing"], "timing"))
+
+
+def _refuse(file: JobFile, other: str, changed: list[str]) -> None:
+    if changed:
+        raise MergeError(
+            f"{file.path}: its study fingerprint differs from {other}, so its rows must not be pooled:\n"
+            + "\n".join(f"  {line}" for line in changed)
+            + "\nDelete the file that is out of date and run its timing job again."
+        )
 
 
 def _check_anchors(files: list[JobFile]) -> list[tuple[Code, str]]:
@@ -270,10 +281,12 @@ def _rows(file: JobFile) -> pa.Table:
         )
     discarded = pl.col("codes").list.set_intersection(pl.lit(_DISCARDING, dtype=pl.List(pl.String))).list.len().fill_null(0) > 0
     counts = (pl.col("status") == Status.OK) | ((pl.col("status") == Status.CAPPED) & (pl.col("length") != "natural"))
+    # a batch decodes until its longest answer ends
+    steps = pl.col("new_tokens").max().over("order", "length", "repeat") if frame["batch"].max() != 1 else pl.col("new_tokens")
     frame = frame.sort(*key).select(
         pl.lit(file.machine_label).alias("machine"),
         *SCHEMA.names,
-        pl.when(pl.col("new_tokens") > 1).then(pl.col("decode_ms") / (pl.col("new_tokens") - 1)).alias("ms_per_token"),
+        pl.when(steps > 1).then(pl.col("decode_ms") / (steps - 1)).alias("ms_per_token"),
         (counts & ~discarded & pl.col("total_ms").is_finite().fill_null(False)).fill_null(False).alias("accepted"),
     )
     return frame.to_arrow().cast(MERGED_SCHEMA)

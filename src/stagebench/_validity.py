@@ -45,27 +45,33 @@ class StudyVerdict:
         ]
 
 
-def read_verifications(folder: Path, models: Sequence[str]) -> tuple[list[dict[str, Any]], list[Finding]]:
-    """The verify reports of a study's models, and what is wrong with them: a failed, unreadable or missing one makes the study INVALID."""
-    reports: dict[str, dict[str, Any]] = {}
+def read_verifications(results: Path, proofs: Sequence[str]) -> tuple[list[dict[str, Any]], list[Finding]]:
+    """The verify reports that a study needs, and what is wrong with them: a failed, unreadable or missing one makes the study INVALID.
+
+    proofs: paths below `results`, as the plan names them; other files there are not looked at.
+    """
+    reports: list[dict[str, Any]] = []
     findings = []
-    code = Code.INVALID_NOT_VERIFIED.value
-    for path in sorted(folder.glob("*.json")) if folder.is_dir() else []:
-        try:
-            report = json.loads(path.read_text(encoding="utf-8"))
-            checks = [{"name": str(c["name"]), "passed": c["passed"] is True, "detail": str(c.get("detail", ""))} for c in report["checks"]]
-            reports[str(report["model"])] = {"model": str(report["model"]), "passed": report["passed"] is True, "checks": checks}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            if path.stem in models:
-                findings.append(Finding(code, path.stem, 1, f"{path.name} cannot be read ({type(error).__name__})"))
-    for model in models:
-        report = reports.get(model, {})
-        failed = [c["name"] for c in report.get("checks", ()) if not c["passed"]]
-        if report and (not report["passed"] or failed or not report["checks"]):
-            findings.append(Finding(code, model, 1, f"decoupling proof failed: {', '.join(failed) or 'no check ran'}"))
-        elif not report and not any(f.where == model for f in findings):
-            findings.append(Finding(code, model, 1, "decoupling proof missing: run stagebench verify"))
-    return [reports[m] for m in models if m in reports], findings
+    for proof in proofs:
+        path, trouble = results / proof, ""
+        if not path.is_file():
+            trouble = "decoupling proof missing: run stagebench verify"
+        else:
+            try:
+                report = json.loads(path.read_text(encoding="utf-8"))
+                checks = [
+                    {"name": str(c["name"]), "passed": c["passed"] is True, "detail": str(c.get("detail", ""))} for c in report["checks"]
+                ]
+                passed = report["passed"] is True
+                reports.append({"proof": path.stem, "model": str(report["model"]), "passed": passed, "checks": checks})
+                failed = [str(c["name"]) for c in checks if not c["passed"]]
+                if failed or not passed or not checks:
+                    trouble = f"decoupling proof failed: {', '.join(failed) or 'no check ran'}"
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                trouble = f"decoupling proof cannot be read ({type(error).__name__}): run stagebench verify again"
+        if trouble:
+            findings.append(Finding(Code.INVALID_NOT_VERIFIED.value, path.stem, 1, trouble))
+    return reports, findings
 
 
 def judge(timings: Path, groups: Sequence[Group], config: Config, more: Sequence[Finding]) -> StudyVerdict:

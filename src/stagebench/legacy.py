@@ -145,7 +145,7 @@ def measured_at(files: Sequence[JobFile], dataset: str) -> datetime | None:
     for file in files:
         if file.dataset != dataset:
             continue
-        for key in ("ended", "started"):
+        for key in ("finished", "started"):
             try:
                 time = datetime.fromisoformat(str(file.job[key]))
             except (KeyError, ValueError):

@@ -51,10 +51,8 @@ class MergeReport:
     """Name below the results folder -> path."""
 
 
-def merge(plan: PlanLike, results: Path, verify: Path | None = None) -> MergeReport:
+def merge(plan: PlanLike, results: Path) -> MergeReport:
     """Merge exactly the plan's timing files below `results` and write all results there.
-
-    verify: folder of the verify reports; `<results>/verify` when None.
 
     Raises MergeError when files are missing, unreadable or of different studies (see `gather`), and when no run was timed at all: there
     is no table of zeros. An INVALID study is written all the same, with its reasons on top of everything.
@@ -72,7 +70,7 @@ def merge(plan: PlanLike, results: Path, verify: Path | None = None) -> MergeRep
             f"{why['codes'] or ''} {why['reason'] or ''}".rstrip()
             + ". No table is written. Read the timing logs and run the jobs again."
         )
-    verifications, findings = read_verifications(verify or results / "verify", list(config.models))
+    verifications, findings = read_verifications(results, plan.verify_paths)
     findings += [Finding(code.value, "jobs", 1, text) for code, text in gathered.warnings]
     findings += _job_findings(gathered)
     verdict = judge(timings, found, config, findings)
@@ -144,12 +142,15 @@ def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:
     mine = [f.job for f in gathered.files if (f.machine_label, f.dataset, f.model, f.variant) == group.key[:4]]
     totals, encodes = [], []
     for job in mine:
-        call = {str(k).removesuffix("_ms"): v for k, v in (job.get("first_call") or {}).items() if isinstance(v, (int, float))}
-        if call:
-            totals.append(float(call["total"] if "total" in call else sum(call.values())))
-        if "encode" in call:
-            encodes.append(float(call["encode"]))
-    warmup = [int(job["warmup"]) for job in mine if isinstance(job.get("warmup"), int)]
+        call = job.get("first_call")
+        if not isinstance(call, Mapping):
+            continue
+        stages = call.get("stages_ms") or {}
+        if isinstance(call.get("total_ms"), (int, float)):
+            totals.append(float(call["total_ms"]))
+        if isinstance(stages.get("encode"), (int, float)):
+            encodes.append(float(stages["encode"]))
+    warmup = [len(job["warmup"]) for job in mine if isinstance(job.get("warmup"), list)]
     return {
         "first_call_ms": float(np.median(totals)) if totals else None,
         "first_call_encode_ms": float(np.median(encodes)) if encodes else None,
@@ -159,20 +160,21 @@ def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:
 
 
 def _job_findings(gathered: Gathered) -> list[Finding]:
-    """Codes that job metadata carries."""
-    findings = []
-    for file in gathered.files:
-        codes = file.job.get("codes")
-        where = f"{file.dataset}/{file.model}/{file.variant}"
-        findings += [Finding(str(code), where, 1, f"job {file.block}") for code in codes or () if isinstance(code, str)]
-    return findings
+    """What jobs found as a whole."""
+    return [
+        Finding(str(found["code"]), f"{file.dataset}/{file.model}/{file.variant}", 1, f"job {file.block}: {found.get('text', '')}")
+        for file in gathered.files
+        for found in file.job.get("findings") or ()
+        if isinstance(found, Mapping) and found.get("code")
+    ]
 
 
 def _tokenizers(gathered: Gathered) -> dict[str, str | None]:
     """Model -> tokenizer digest, where all its jobs say the same one."""
     found: dict[str, set[str]] = {}
     for file in gathered.files:
-        digest = file.study.get("tokenizer") or file.study.get("tokenizer_digest") or file.job.get("tokenizer_digest")
+        model = file.study.get("model")
+        digest = model.get("tokenizer") if isinstance(model, Mapping) else None
         found.setdefault(file.model, set()).add(str(digest) if digest else "")
     return {model: next(iter(digests)) or None if len(digests) == 1 else None for model, digests in found.items()}
 
@@ -180,5 +182,5 @@ def _tokenizers(gathered: Gathered) -> dict[str, str | None]:
 def _splits(plan: PlanLike, dataset: str) -> dict[str, str]:
     """Sample key -> split, where the plan knows its samples."""
     known = getattr(plan, "datasets", None)
-    samples = getattr(known[dataset], "samples", ()) if isinstance(known, Mapping) and dataset in known else ()
-    return {s.key: s.split for s in samples if hasattr(s, "key") and hasattr(s, "split")}
+    samples = known[dataset].samples if isinstance(known, Mapping) and dataset in known else ()
+    return {s.key: s.split for s in samples}

@@ -6,6 +6,7 @@ table itself, so all four files hold equal numbers. What is null prints as "–"
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -18,8 +19,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagebench._gather import atomic
+from stagebench.errors import MergeError
 
-__all__ = ["Table", "build_table", "cell", "render_latex", "render_markdown", "round_value", "write_table"]
+__all__ = ["Table", "build_table", "cell", "read_table", "render_latex", "render_markdown", "round_value", "write_table"]
 
 _QUANTILE = re.compile(r"(^|_)p(5|90|95|99)(_|$)")
 
@@ -151,7 +153,22 @@ def write_table(table: Table, folder: Path, header: Sequence[str], verdict: str)
         with atomic(paths[suffix]) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     arrow: pa.Table = frame.to_arrow()
-    metadata = {"stagebench.verdict": "\n".join(header), "stagebench.notes": "\n".join(table.notes), "stagebench.title": table.title}
+    metadata = {"stagebench.verdict": "\n".join(header), "stagebench.notes": json.dumps(table.notes)}
+    metadata |= {"stagebench.title": table.title, "stagebench.views": json.dumps(table.views)}
     with atomic(paths["parquet"]) as temporary:
         pq.write_table(arrow.replace_schema_metadata(metadata), temporary, compression="zstd")
     return paths
+
+
+def read_table(path: Path) -> Table:
+    """A table from its Parquet file, with the layout that it was written with. Raises MergeError when the file is not such a table."""
+    try:
+        arrow = pq.read_table(path, partitioning=None)
+        metadata = {key.decode(): value.decode() for key, value in (arrow.schema.metadata or {}).items()}
+        views = tuple((str(caption), tuple(columns)) for caption, columns in json.loads(metadata["stagebench.views"]))
+        notes = tuple(json.loads(metadata["stagebench.notes"]))
+        frame = pl.DataFrame(arrow)
+        frame = frame.drop("study_verdict") if "study_verdict" in frame.columns else frame
+        return Table(path.stem, metadata["stagebench.title"], frame, views, notes)
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+        raise MergeError(f"{path}: not a table written by stagebench ({type(error).__name__}: {error}). Merge the study again.") from error

@@ -1,0 +1,205 @@
+"""The report: one HTML file that needs nothing else, and the figures beside it."""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import markupsafe
+import polars as pl
+import vl_convert
+
+from stagebench._analysis import CAPPED_POOL, Group, groups
+from stagebench._gather import atomic
+from stagebench.errors import MergeError
+from stagebench.report.figures import FIGURES, Study
+from stagebench.tables import Table, cell, read_table
+
+__all__ = ["write_report"]
+
+log = logging.getLogger(__name__)
+
+TABLES = ("stages", "comparison", "decomposition", "load", "optimisations", "acceptance", "views", "distribution", "failures")
+SHOWN_ROWS = 200
+"""Rows of a table that the page prints; the files hold all."""
+SHOWN_SAMPLES = 4
+_HERE = Path(__file__).parent
+
+
+def write_report(results: Path) -> Path:
+    """Write `<results>/report.html` and `<results>/figures/*.{svg,pdf}` from the merged files below `results`, and from nothing else.
+
+    Raises MergeError when the study was not merged.
+    """
+    results = Path(results)
+    study = _read(results)
+    drawn = []
+    for figure in FIGURES:
+        chart = figure.draw(study)
+        if chart is not None:
+            drawn.append({"name": figure.name, "title": figure.title, "caption": figure.caption, "svg": _draw(chart, figure.name, results)})
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
+    )
+    environment.lstrip_blocks = True
+    html = environment.get_template("template.html").render(
+        s=study.summary,
+        style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
+        headline=_headline(study),
+        tables=[_printed(study.tables[name], study.summary) for name in TABLES],
+        figures=drawn,
+        method=_method(study.summary),
+        answers=_answers(study.groups, results / "timings.parquet"),
+        machines=[(name, json.dumps(found, indent=2, sort_keys=True)) for name, found in sorted(study.summary["machines"].items())],
+    )
+    path = results / "report.html"
+    with atomic(path) as temporary:
+        temporary.write_text(html, encoding="utf-8")
+    log.info("report: %s", path)
+    return path
+
+
+def _read(results: Path) -> Study:
+    try:
+        summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise MergeError(f"{results / 'summary.json'}: cannot be read ({error}). Merge the study first.") from error
+    found = groups(results / "timings.parquet")
+    tables = {name: read_table(results / "tables" / f"{name}.parquet") for name in TABLES}
+    study = Study(tables, found, pl.DataFrame(), summary)
+    return Study(tables, found, _token_gaps(study, results / "timings.parquet"), summary)
+
+
+def _token_gaps(study: Study, timings: Path) -> pl.DataFrame:
+    """Median time between neighbouring tokens by position, over accepted runs. token_ms counts from the first token, at position 1."""
+    keys = ["machine", "dataset", "model", "variant", "length"]
+    gaps = (
+        pl.scan_parquet(timings)
+        .filter(pl.col("accepted"))
+        .select(*keys, pl.col("token_ms"))
+        .filter(pl.col("token_ms").list.len() > 1)
+        .with_columns(
+            # the first of them since the end of prefill
+            pl.concat_list(pl.col("token_ms").list.head(1), pl.col("token_ms").list.diff().list.slice(1)).alias("gap"),
+            pl.int_ranges(2, pl.col("token_ms").list.len() + 2).alias("position"),
+        )
+        .explode("gap", "position")
+        .filter(pl.col("gap").is_not_null())
+        .group_by(*keys, "position")
+        .agg(pl.col("gap").cast(pl.Float64).median().alias("p50_ms"))
+        .sort(*keys, "position")
+        .collect()
+    )
+    rows = [{"series": study.series(r), "length": r["length"], "position": r["position"], "p50_ms": r["p50_ms"]} for r in gaps.to_dicts()]
+    return pl.DataFrame(rows) if rows else pl.DataFrame(schema={"series": pl.String, "length": pl.String})
+
+
+_CONFIG = {
+    "background": None,
+    "aria": False,
+    "font": "system-ui, sans-serif",
+    "axis": {"gridOpacity": 0.35, "labelLimit": 260},
+    "legend": {"orient": "bottom", "labelLimit": 260},
+    "view": {"stroke": None},
+}
+
+
+def _draw(chart: Any, name: str, results: Path) -> markupsafe.Markup:
+    """Save a chart as SVG and PDF; the SVG with ids of its own, for several stand in one page."""
+    svg = vl_convert.vegalite_to_svg({**chart.to_dict(), "config": _CONFIG})
+    folder = results / "figures"
+    with atomic(folder / f"{name}.svg") as temporary:
+        temporary.write_text(svg, encoding="utf-8")
+    with atomic(folder / f"{name}.pdf") as temporary:
+        temporary.write_bytes(vl_convert.svg_to_pdf(svg))
+    svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
+    svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)
+    svg = re.sub(r'((?:xlink:)?href)="#([^"]+)"', rf'\1="#{name}-\2"', svg)
+    return markupsafe.Markup(svg)  # noqa: S704 - Vega escapes the text that it draws
+
+
+def _headline(study: Study) -> list[dict[str, Any]]:
+    """The total's ratio of each pair, natural and equal length side by side."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for row in study.tables["comparison"].frame.to_dicts():
+        if row["metric"] != "total":
+            continue
+        key = tuple(str(row[k]) for k in ("machine", "dataset", "model", "variant", "reference"))
+        card = found.setdefault(key, {"model": study.series(row), "reference": row["reference"], "dataset": row["dataset"], "ratios": []})
+        printed = {k: cell(k, row[k]) for k in ("n", "ratio", "low", "high", "speedup", "median", "reference_median")}
+        equal = "equal length, " + row["length"] + " tokens" if row["length"].isdigit() else row["length"] + " length"
+        card["ratios"].append(printed | {"verdict": row["verdict"], "length": equal})
+    return list(found.values())
+
+
+def _printed(table: Table, summary: dict[str, Any]) -> dict[str, Any]:
+    views = []
+    for caption, columns in table.views:
+        frame = table.frame.select(columns).head(SHOWN_ROWS)
+        rows = [[(cell(c, v), frame.schema[c].is_numeric()) for c, v in zip(columns, row, strict=True)] for row in frame.iter_rows()]
+        views.append({"caption": caption, "columns": [(c, frame.schema[c].is_numeric()) for c in columns], "rows": rows})
+    files = [
+        (f"tables/{table.name}.{suffix}", summary["files"].get(f"tables/{table.name}.{suffix}", {}))
+        for suffix in ("csv", "md", "tex", "parquet")
+    ]
+    more = max(0, len(table.frame) - SHOWN_ROWS)
+    return {
+        "name": table.name,
+        "title": table.title,
+        "views": views,
+        "notes": table.notes,
+        "files": files,
+        "rows": len(table.frame),
+        "more": more,
+    }
+
+
+def _answers(found: Sequence[Group], timings: Path) -> list[dict[str, Any]]:
+    """What the models said about the first few samples."""
+    best: dict[tuple[str, str], Group] = {}
+    for group in found:
+        if group.n and (group.length in ("natural", CAPPED_POOL) or (group.dataset, group.model) not in best):
+            best.setdefault((group.dataset, group.model), group)
+    samples = sorted({s for g in best.values() for s in g.typical["sample"].head(SHOWN_SAMPLES)})[:SHOWN_SAMPLES]
+    said: dict[str, dict[str, Any]] = {s: {"sample": s, "query": "", "said": []} for s in samples}
+    for group in best.values():
+        length = "natural" if group.length == CAPPED_POOL else group.length
+        wanted = group.typical.filter(pl.col("sample").is_in(samples)).select("sample", "repeat").lazy()
+        same = [pl.col(k) == v for k, v in zip(("machine", "dataset", "model", "variant"), group.key, strict=False)]
+        rows = pl.scan_parquet(timings).filter(*same, pl.col("length") == length).select("sample", "repeat", "query", "text", "new_tokens")
+        for row in wanted.join(rows, on=["sample", "repeat"], how="inner").sort("sample").collect().to_dicts():
+            said[row["sample"]]["query"] = row["query"]
+            said[row["sample"]]["said"].append({"model": group.model, "text": row["text"] or "", "tokens": row["new_tokens"]})
+    return [entry for entry in said.values() if entry["said"]]
+
+
+def _method(summary: dict[str, Any]) -> str:
+    """A paragraph for a paper, from the study's own settings."""
+    c, t = summary["config"], summary["config"]["timing"]
+    low, high = t["repeats"]["min"], t["repeats"]["max"]
+    repeats = f"{low} times" if low == high else f"{low} to {high} times"
+    lengths = ["with natural length (stop at end of sequence, at most " + str(t["max_new_tokens"]) + " tokens)"] * (
+        "natural" in t["lengths"]
+    )
+    lengths += [f"with exactly {n} new tokens" for n in t["lengths"] if n != "natural"]
+    decoding = "greedily" if not c["variants"]["temperature"] else f"by sampling at temperature {c['variants']['temperature']}"
+    confidence = f"{100 * c['compare']['confidence']:g} %"
+    text = (
+        f"We timed {', '.join(c['models'])} stage by stage (load, preprocess, host-to-device copy, encode, prefill, decode) with a "
+        "monotonic clock, the device synchronised at both ends of each stage. Vision was encoded once, and decoding used those features. "
+        f"Each process ran {t['warmup']} warm-up samples first, which are excluded; its first call is reported apart. "
+        f"Samples ran in a seeded random order, each {repeats}, decoded {decoding} {' and '.join(lengths)}. "
+        "A sample's figure is that of its run with the median total. Models were compared by the geometric mean of per-sample ratios "
+        f"with a {confidence} interval clustered by recording (bootstrap from 20 recordings on, Student's t on cluster-robust errors below). "
+    )
+    n = summary["samples"]
+    text += f"Over all groups {n['accepted']} samples were accepted, {n['failed']} failed, {n['discarded']} were discarded and "
+    text += f"{n['capped']} met the cap."
+    if summary["dummy_weights"]:
+        text += f" {', '.join(summary['dummy_weights'])} had random weights of the stated shape: latencies hold, answers mean nothing."
+    return text
