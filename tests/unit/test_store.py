@@ -420,6 +420,28 @@ def test_a_really_full_disk(tmp_path: Path) -> None:
         subprocess.run(["umount", str(folder)], check=True)
 
 
+def test_pandas_is_not_imported(tmp_path: Path) -> None:
+    code = """
+import sys, numpy as np
+from pathlib import Path
+from stagebench.store import ClipRow, Shard, ShardWriter
+path = Path(sys.argv[1])
+with ShardWriter(path, "frames", {}) as writer:
+    writer.add(ClipRow.from_frames("a", "d", np.zeros((2, 3, 4, 3), np.uint8), pts=[0, 1]))
+    writer.add(ClipRow.from_frames("b", "d", np.zeros((2, 3, 5, 3), np.uint8), pts=[0, 1]))
+with Shard.open(path) as shard:
+    shard.frames("a")
+with ShardWriter(path, "events", {"representation": "clip"}) as writer:
+    writer.add(ClipRow.from_events("a", "d", __import__("stagebench.sources.events").sources.events.Events(
+        *(np.zeros(3, d) for d in (np.uint16, np.uint16, np.uint8, np.int64)))))
+with Shard.open(path) as shard:
+    shard.events("a")
+print("pandas" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "False"
+
+
 def test_host_buffer_grows_and_is_reused() -> None:
     buffer = HostBuffer(100)
     one = buffer.take(50)

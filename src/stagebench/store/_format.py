@@ -271,7 +271,7 @@ class ClipRow:
         bulk = {"pixels": self.pixels, "xyp": self.xyp}
         if self.t is not None:
             bulk["t" if self.t.dtype == np.int32 else "t_wide"] = self.t
-        columns = [_bulk_array(f.type, bulk.get(f.name)) if f.name in BULK else pa.array([values[f.name]], type=f.type) for f in target]
+        columns = [_array(f.type, bulk.get(f.name) if f.name in BULK else values[f.name]) for f in target]
         return pa.Table.from_arrays(columns, schema=target)
 
 
@@ -296,11 +296,23 @@ def _meta(
     )
 
 
-def _bulk_array(kind: pa.DataType, data: np.ndarray | None) -> pa.Array:
-    if data is None:
+def _array(kind: pa.DataType, value: Any) -> pa.Array:
+    """An Arrow array of one value. From buffers, which copies nothing; `pa.array` and `pa.scalar` also import pandas, for half a second."""
+    if value is None:
         return pa.nulls(1, kind)
     if pa.types.is_fixed_size_binary(kind):
-        return pa.FixedSizeBinaryArray.from_buffers(kind, 1, [None, pa.py_buffer(data)])
+        return pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(value)])
+    if pa.types.is_list(kind):
+        data = np.ascontiguousarray(value, dtype=kind.value_type.to_pandas_dtype())
+        child = pa.Array.from_buffers(kind.value_type, data.size, [None, pa.py_buffer(data)])
+        return pa.Array.from_buffers(kind, 1, [None, _offsets(data.size, np.int32)], children=[child])
+    if pa.types.is_string(kind):
+        data = value.encode()
+        return pa.Array.from_buffers(kind, 1, [None, _offsets(len(data), np.int32), pa.py_buffer(data)])
     if pa.types.is_large_binary(kind):
-        return pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(np.array([0, data.nbytes], dtype=np.int64)), pa.py_buffer(data)])
-    return pa.ListArray.from_arrays(pa.array([0, data.size], pa.int32()), pa.array(data), type=kind)
+        return pa.Array.from_buffers(kind, 1, [None, _offsets(value.nbytes, np.int64), pa.py_buffer(value)])
+    return pa.Array.from_buffers(kind, 1, [None, pa.py_buffer(np.array([value], dtype=kind.to_pandas_dtype()))])
+
+
+def _offsets(size: int, dtype: type) -> pa.Buffer:
+    return pa.py_buffer(np.array([0, size], dtype=dtype))

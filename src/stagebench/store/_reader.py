@@ -215,7 +215,7 @@ class Shard:
         xyp, t = self._column(clip, "xyp"), self._column(clip, "t")
         if t.null_count:
             t = self._column(clip, "t_wide")
-        xyp, t = xyp.flatten().to_numpy(), t.flatten().to_numpy()
+        xyp, t = _values(xyp), _values(t)
         if len(xyp) != row.n_events or len(t) != row.n_events:
             raise StoreError(f"{self.path}: clip {clip} holds {len(xyp)} events and {len(t)} times, {row.n_events} expected. {_AGAIN}")
         return xyp, t
@@ -312,6 +312,14 @@ def _row(values: Mapping[str, Any]) -> RowMeta:
         pts=tuple(values["pts"] or ()),
         indices=tuple(values["indices"] or ()),
     )
+
+
+def _values(lists: pa.Array) -> np.ndarray:
+    """The values of an array of lists, without a copy; `to_numpy` would import pandas."""
+    flat = lists.flatten()
+    dtype = np.dtype(flat.type.to_pandas_dtype())
+    data = flat.buffers()[1]
+    return np.frombuffer(data, dtype)[flat.offset : flat.offset + len(flat)] if len(flat) else np.empty(0, dtype)
 
 
 def _differences(found: pa.Schema, expected: pa.Schema) -> str:

@@ -1,0 +1,125 @@
+"""The timed load stage: every source gives the pixels it should, and only verified ones."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clip_study import Study, planner, write_mp4
+
+from stagebench.errors import ChecksumError, PlanError, SourceError, StoreError
+from stagebench.extract import extract_shard, read_clip
+from stagebench.loading import open_loader
+from stagebench.plan import Plan, TimingJob
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Study:
+    return planner(tmp_path)
+
+
+def prepared(study: Study, clips: int = 4, **sections: Any) -> tuple[Plan, Path]:
+    plan, cache = study(clips, **sections)
+    for shard in plan.shards:
+        extract_shard(plan, shard, shard.path(cache), cache=cache)
+    return plan, cache
+
+
+def job_of(plan: Plan, model: str, source: str = "cache") -> TimingJob:
+    return next(job for job in plan.jobs if job.model == model and job.variant.settings["source"] == source)
+
+
+@pytest.mark.parametrize(("model", "kind"), [("v", "frames"), ("e", "events")])
+@pytest.mark.parametrize("representation", ["frames", "voxel", "clip"])
+def test_cached_and_live_loads_give_equal_frames(study: Study, model: str, kind: str, representation: str) -> None:
+    live = {"frames": "mp4", "events": "npy"}[kind]
+    plan, cache = prepared(study, variants={"source": ["cache", "mp4", "npy"]}, events={"representation": representation})
+    cached, direct = (open_loader(plan, job_of(plan, model, source), cache=cache) for source in ("cache", live))
+    with cached, direct:
+        assert cached.verify_ms > 0 and direct.verify_ms == 0
+        for clip in ("seq_0/000000", "seq_1/000003"):
+            assert cached.status(clip) == direct.status(clip) == ("ok", "")
+            one, two = cached.load(clip), direct.load(clip)
+            assert len(one) == len(two) == {"frames": 8, "events": 5}[kind]
+            for a, b in zip(one, two, strict=True):
+                np.testing.assert_array_equal(a, b)
+                assert a.dtype == np.uint8 and a.flags.writeable and a.flags.c_contiguous
+
+
+def test_loads_keep_to_their_slots(study: Study) -> None:
+    plan, cache = prepared(study, variants={"batch": [2]})
+    with open_loader(plan, job_of(plan, "v"), cache=cache) as loader:
+        clips = [f"seq_{i % 2}/{i:06d}" for i in range(4)]
+        loads = [loader.load(clip) for clip in clips]
+        whole = [read_clip(plan.datasets["d"].root, plan.clip("d", c), "frames", loader.spec).frames for c in clips]
+        for got, wanted in zip(loads, whole, strict=True):
+            np.testing.assert_array_equal(np.stack(got), np.stack(wanted))
+        assert np.shares_memory(loads[0][0], loader.load(clips[1])[0])
+
+
+def test_a_flipped_bit_stops_the_job_before_any_load(study: Study) -> None:
+    plan, cache = prepared(study)
+    job = job_of(plan, "v")
+    path = cache / f"{job.block.shards[0]}.parquet"
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(ChecksumError, match=rf"{path.name}: clip seq_"):
+        open_loader(plan, job, cache=cache).open()
+
+
+def test_failed_clips_have_a_status_and_no_pixels(study: Study) -> None:
+    plan, cache = study(4, variants={"source": ["cache", "mp4", "frames"]})
+    write_mp4(plan.datasets["d"].root / "mp4/seq_1/000001.mp4", 1, frames=3)
+    plan, cache = prepared(study, clips=None, variants={"source": ["cache", "mp4", "frames"]})  # type: ignore[arg-type]
+    with open_loader(plan, job_of(plan, "v"), cache=cache) as loader:
+        status, reason = loader.status("seq_1/000001")
+        assert status == "error" and "3 decodable frames, 8 asked for" in reason
+        with pytest.raises(SourceError, match="3 decodable frames"):
+            loader.load("seq_1/000001")
+    with open_loader(plan, job_of(plan, "v", "mp4"), cache=cache) as loader, pytest.raises(SourceError, match="3 decodable frames"):
+        loader.load("seq_1/000001")
+    with open_loader(plan, job_of(plan, "v", "frames"), cache=cache) as loader:
+        assert loader.status("seq_0/000000")[0] == "error"
+        with pytest.raises(PlanError, match="not in the plan"):
+            loader.status("nobody")
+
+
+def test_missing_and_mistaken_shards_are_refused(study: Study) -> None:
+    plan, cache = prepared(study)
+    events, frames = job_of(plan, "e"), job_of(plan, "v")
+    path = cache / f"{frames.block.shards[0]}.parquet"
+    good = path.read_bytes()
+    path.write_bytes((cache / f"{events.block.shards[0]}.parquet").read_bytes())
+    with pytest.raises(StoreError, match="holds events"):
+        open_loader(plan, frames, cache=cache).open()
+    path.unlink()
+    with pytest.raises(StoreError, match="cannot be opened"):
+        open_loader(plan, frames, cache=cache).open()
+    path.write_bytes(good)
+    write_mp4(plan.datasets["d"].root / "mp4/seq_0/000002.mp4", 5)
+    changed, _ = study()
+    other = cache / f"{job_of(changed, 'v').block.shards[0]}.parquet"
+    other.write_bytes(good)  # the right name, the wrong content
+    with pytest.raises(StoreError, match="seq_0/000002 is made from"):
+        open_loader(changed, job_of(changed, "v"), cache=cache).open()
+    with pytest.raises(PlanError, match="is not open"):
+        open_loader(plan, frames, cache=cache).load("seq_0/000000")
+
+
+def test_scratch_copies_are_read_and_removed(study: Study, tmp_path: Path) -> None:
+    scratch = tmp_path / "scratch"
+    plan, cache = prepared(study, cache={"scratch": str(scratch)})
+    job = job_of(plan, "v")
+    with open_loader(plan, job, cache=cache) as loader:
+        copies = [p for p in scratch.rglob("*.parquet") if p.is_file()]
+        assert len(copies) == 1 and loader.scratch_ms > 0
+        (cache / f"{job.block.shards[0]}.parquet").unlink()
+        loader.load("seq_0/000000")
+    assert list(scratch.iterdir()) == []
+    with pytest.raises(StoreError, match="cache.scratch"):
+        open_loader(plan, job, cache=cache).open()
+    assert json.loads(plan.config.model_dump_json())["cache"]["scratch"] == str(scratch)
