@@ -87,10 +87,10 @@ def run_once(subject: Subject, tasks: Sequence[Task], decoding: Decoding, *, pla
     status, reason = Status.OK, None
     try:
         if plain:
-            _stages(subject, tasks, decoding, clock, seen, lambda stage: None)
+            _stages(subject, tasks, decoding, clock, seen, None)
         else:
             with EncoderCounter(subject.adapter.vision_module()) as counter:
-                _stages(subject, tasks, decoding, clock, seen, counter.enter)
+                _stages(subject, tasks, decoding, clock, seen, counter)
                 seen.calls = [counter.total, counter.outside_encode]
         times = clock.times()
         if timeout_s is not None and times.total_ms > timeout_s * 1e3:
