@@ -15,7 +15,10 @@ def device_uuid(device: str) -> str | None:
         return None
     import torch
 
-    uuid = getattr(torch.cuda.get_device_properties(torch.device(device)), "uuid", None)
+    try:
+        uuid = getattr(torch.cuda.get_device_properties(torch.device(device)), "uuid", None)
+    except (AssertionError, RuntimeError):  # torch without CUDA, or a number that no device has
+        return None
     return None if uuid is None else f"GPU-{uuid}"
 
 
