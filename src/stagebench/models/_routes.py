@@ -17,7 +17,7 @@ from PIL import Image
 
 from stagebench.errors import ModelError
 from stagebench.models._frames import arrange, llava_prompt, video_llava_prompt
-from stagebench.models._text import FastCodec, TextCodec, load_codec
+from stagebench.models._text import FastCodec, TextCodec, load_codec, load_tokenizer, read_json
 from stagebench.models.base import Inputs
 from stagebench.models.presets import Preset
 
@@ -136,11 +136,31 @@ def fill_template(template: str, query: str, n: int, token: str, count: int, beh
     return text.replace("{query}", query)
 
 
-def image_only(kind: type) -> Any:
-    """The processor class with image processor and tokenizer only: its video part would need torchvision to be built."""
-    return type(
-        kind.__name__, (kind,), {"get_attributes": classmethod(lambda _: ["image_processor", "tokenizer"]), "__module__": kind.__module__}
-    )
+def image_only(kind: Any) -> Any:
+    """The processor class with image processor (by PIL) and tokenizer only: its video part would need torchvision to be built.
+
+    PIL also where torchvision is installed: its resize gives other pixels, and a study's machines must agree.
+    """
+    parts = [name for name in kind.get_attributes() if name in ("image_processor", "tokenizer")]
+
+    def load_parts(_: Any, folder: Any, *__: Any, **___: Any) -> list[Any]:
+        make = {"image_processor": _pil_image_processor, "tokenizer": load_tokenizer}
+        return [make[name](Path(folder)) for name in parts]
+
+    members = {"get_attributes": classmethod(lambda _: parts), "_get_arguments_from_pretrained": classmethod(load_parts)}
+    return type(kind.__name__, (kind,), {**members, "__module__": kind.__module__})
+
+
+def _pil_image_processor(folder: Path) -> Any:
+    """The folder's image processor, as its PIL class. `AutoImageProcessor` alone would need torchvision in transformers 5.17."""
+    import transformers
+
+    stated = read_json(folder / "preprocessor_config.json") or read_json(folder / "processor_config.json").get("image_processor", {})
+    name = str(stated.get("image_processor_type", "")).removesuffix("Fast").removesuffix("Pil")
+    kind = getattr(transformers, f"{name}Pil", None)
+    if kind is not None:
+        return kind.from_pretrained(folder)
+    return transformers.AutoImageProcessor.from_pretrained(folder, backend="pil", trust_remote_code=False)
 
 
 def _frames_as(model_type: str, asked: str | None, default: str, *, video: bool) -> str:

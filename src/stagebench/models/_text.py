@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from stagebench.errors import ModelError
 
-__all__ = ["FastCodec", "SentencePieceCodec", "TextCodec", "load_codec"]
+__all__ = ["FastCodec", "SentencePieceCodec", "TextCodec", "load_codec", "load_tokenizer", "read_json"]
 
 
 class TextCodec(Protocol):
@@ -104,10 +104,10 @@ class SentencePieceCodec:
 
 def load_codec(folder: Path) -> TextCodec:
     """The tokenizer of a checkpoint folder. Raises ModelError naming the file that is missing."""
-    config = _json(folder / "tokenizer_config.json")
+    config = read_json(folder / "tokenizer_config.json")
     model = folder / "tokenizer.model"
     if model.is_file() and not (folder / "tokenizer.json").is_file() and config.get("legacy", True):
-        added = {str(text): int(i) for text, i in _json(folder / "added_tokens.json").items()}
+        added = {str(text): int(i) for text, i in read_json(folder / "added_tokens.json").items()}
         added |= {entry["content"]: int(i) for i, entry in config.get("added_tokens_decoder", {}).items()}
         return SentencePieceCodec(model, added)
     return FastCodec(load_tokenizer(folder))
@@ -125,10 +125,14 @@ def load_tokenizer(folder: Path) -> Any:
         ) from error
 
 
-def _json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file; empty when there is no such file, or no object in it. Raises ModelError for bytes that are no JSON."""
     if not path.is_file():
         return {}
-    found = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
+        raise ModelError(f"{path}: cannot be read as JSON: {error}. Fetch the checkpoint again.") from error
     return found if isinstance(found, dict) else {}
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -14,6 +13,7 @@ from typing import Any
 import torch
 
 from stagebench.errors import ModelError
+from stagebench.models._text import read_json
 from stagebench.models.base import ModelSpec
 
 __all__ = ["checkpoint_folder", "content_digest", "from_folder", "random_model"]
@@ -33,7 +33,7 @@ def checkpoint_folder(weights: str) -> Path:
     if not (folder / "config.json").is_file():
         raise ModelError(f"{folder}: no config.json, so this is no checkpoint. Point models.<name>.weights at the folder that holds it.")
     for path in sorted(folder.glob("*config.json")):
-        if "auto_map" in _read_json(path):
+        if "auto_map" in read_json(path):
             raise ModelError(
                 f"{path}: has auto_map, which asks for Python code from the checkpoint to be run; stagebench never runs it. "
                 "Use a conversion of this model to transformers' own classes (often published as <name>-hf), remove the auto_map key where "
@@ -58,14 +58,6 @@ def _from_hub(weights: str) -> Path:
             f"weights {weights!r}: no such folder, and not to be had from the hub ({type(error).__name__}: {error}). "
             "Download it where there is a network and give the folder, or use dummy:<seed> with a preset."
         ) from error
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise ModelError(f"{path}: cannot be read as JSON: {error}. Fetch the checkpoint again.") from error
-    return found if isinstance(found, dict) else {}
 
 
 def content_digest(folder: Path, threads: int = 8) -> str:
