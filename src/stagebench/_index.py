@@ -41,13 +41,18 @@ def _read_bounded(path: Path, limit: int, remedy: str) -> bytes:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
         raise DatasetError(f"{path}: cannot be read ({error.strerror}). Check datasets.<name>.root and index.") from None
-    with os.fdopen(fd, "rb") as handle:
-        info = os.fstat(handle.fileno())
+    try:
+        info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
-            raise DatasetError(f"{path}: not a regular file. Point at the index file itself.")
+            raise DatasetError(f"{path}: not a regular file. Point at the file itself.")
         if info.st_size > limit:
             raise DatasetError(f"{path}: {info.st_size:,} bytes, at most {limit:,} are read. {remedy}")
-        return handle.read(limit)
+        with os.fdopen(fd, "rb", closefd=False) as handle:
+            return handle.read(limit)
+    except OSError as error:
+        raise DatasetError(f"{path}: reading failed ({error.strerror}). Check the disk, or copy the file again.") from None
+    finally:
+        os.close(fd)
 
 
 def _strict_object(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -14,17 +14,24 @@ from typing import Any
 
 import numpy as np
 
-__all__ = ["Refused", "load_object_array"]
+from stagebench.sources._pickle_values import (
+    OBJECT_DTYPES,
+    PLAIN_DTYPES,
+    DType,
+    ObjectArray,
+    Refused,
+    checked_shape,
+    dtype_state,
+    show,
+    view,
+)
+
+__all__ = ["load_object_array"]
 
 MAX_OPCODES = 4000
 """A dict of four arrays takes about 150."""
 MAX_DEPTH = 256
 MAX_TEXT = 4096
-MAX_NDIM = 8
-
-
-class Refused(Exception):
-    """The stream does something that a dict of plain arrays never needs. The text says what; the caller adds the file and the remedy."""
 
 
 # Every callable that may be named, and the tag under which it is implemented here.
@@ -44,34 +51,12 @@ _NAMES = {
     "__builtin__ bytearray": "bytes",
 }
 
-_PLAIN_DTYPES = frozenset(f"{kind}{size}" for kind, sizes in {"b": "1", "i": "1248", "u": "1248", "f": "248"}.items() for size in sizes)
-_OBJECT_DTYPES = frozenset(["O", "O4", "O8"])
-
 
 @dataclass(frozen=True, slots=True)
 class _Name:
     """A callable that was named in the stream: a tag, never the callable."""
 
     tag: str
-
-
-@dataclass(slots=True)
-class _DType:
-    code: str
-    order: str = "|"
-
-    def numpy(self) -> np.dtype[Any]:
-        if self.code in _OBJECT_DTYPES:
-            raise Refused("an array of objects inside the dict")
-        return np.dtype(("" if self.order == "|" else self.order) + self.code)
-
-
-@dataclass(slots=True)
-class _Array:
-    """An array before its BUILD, and the outer object array after it."""
-
-    content: Any = None
-    shape: tuple[int, ...] = ()
 
 
 _MARK = object()
@@ -85,7 +70,7 @@ def load_object_array(stream: memoryview) -> tuple[dict[Any, Any], int]:
     """
     machine = _Machine(stream)
     top = machine.run()
-    if not isinstance(top, _Array):
+    if not isinstance(top, ObjectArray):
         raise Refused(f"a pickled {type(top).__name__.lstrip('_').lower()} where a 0-d object array was expected")
     if top.shape != () or not isinstance(top.content, list) or len(top.content) != 1:
         raise Refused(f"an object array of shape {top.shape} where a 0-d one was expected")
@@ -208,7 +193,7 @@ class _Machine:
             if isinstance(key, bytes):  # Python 2 wrote its strings as bytes
                 key = key.decode("ascii")
             if not isinstance(key, str) or len(key) > 64:
-                raise Refused(f"a dict key that is no short text but {_show(key)}")
+                raise Refused(f"a dict key that is no short text but {show(key)}")
             if key in target:
                 raise Refused(f"the key {key!r} twice")
             target[key] = value
@@ -238,26 +223,26 @@ class _Machine:
 
     # the callables, re-implemented
 
-    def call_reconstruct(self, subtype: Any, shape: Any, typecode: Any) -> _Array:
+    def call_reconstruct(self, subtype: Any, shape: Any, typecode: Any) -> ObjectArray:
         if subtype != _Name("ndarray"):
             raise Refused("a subclass of ndarray")
-        return _Array()
+        return ObjectArray()
 
     def call_ndarray(self, *arguments: Any) -> Any:
         raise Refused("a direct call of numpy.ndarray")
 
-    def call_dtype(self, code: Any, align: Any = False, copy: Any = False) -> _DType:
+    def call_dtype(self, code: Any, align: Any = False, copy: Any = False) -> DType:
         if isinstance(code, bytes):
             code = code.decode("ascii")
-        if not isinstance(code, str) or code not in _PLAIN_DTYPES | _OBJECT_DTYPES:
-            raise Refused(f"dtype {_show(code)}: only bool, int, uint and float")
-        return _DType(code)
+        if not isinstance(code, str) or code not in PLAIN_DTYPES | OBJECT_DTYPES:
+            raise Refused(f"dtype {show(code)}: only bool, int, uint and float")
+        return DType(code)
 
     def call_encode(self, text: Any, encoding: Any) -> bytes:
         if isinstance(encoding, bytes):
             encoding = encoding.decode("ascii")
         if not isinstance(text, str) or encoding not in ("latin1", "latin-1"):
-            raise Refused(f"bytes made by the encoding {_show(encoding)}")
+            raise Refused(f"bytes made by the encoding {show(encoding)}")
         self.spend(len(text))
         return text.encode("latin-1")
 
@@ -273,17 +258,17 @@ class _Machine:
 
     def call_frombuffer(self, buffer: Any, dtype: Any, shape: Any, order: Any, axis_order: Any = None) -> np.ndarray:
         if order not in ("C", "F") or axis_order is not None:
-            raise Refused(f"memory order {_show(order)}")
-        return _view(buffer, dtype, shape, fortran=order == "F")
+            raise Refused(f"memory order {show(order)}")
+        return view(buffer, dtype, shape, fortran=order == "F")
 
     def call_scalar(self, dtype: Any, buffer: Any) -> np.ndarray:
-        return _view(buffer, dtype, (), fortran=False)
+        return view(buffer, dtype, (), fortran=False)
 
     def build(self) -> None:
         state, target = self.pop(), self.stack[-1]
-        if isinstance(target, _DType):
-            self.stack[-1] = _dtype_state(target, state)
-        elif isinstance(target, _Array) and target.content is None:
+        if isinstance(target, DType):
+            self.stack[-1] = dtype_state(target, state)
+        elif isinstance(target, ObjectArray) and target.content is None:
             self.stack[-1] = self.array_state(target, state)
         else:
             raise Refused(f"state set on a {type(target).__name__.lstrip('_').lower()}")
@@ -292,63 +277,18 @@ class _Machine:
             if value is target:
                 self.memo[index] = self.stack[-1]
 
-    def array_state(self, target: _Array, state: Any) -> Any:
-        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], _DType):
+    def array_state(self, target: ObjectArray, state: Any) -> Any:
+        if not isinstance(state, tuple) or len(state) != 5 or not isinstance(state[2], DType):
             raise Refused("an array state of another form than numpy's")
         _, shape, dtype, fortran, content = state
-        if dtype.code in _OBJECT_DTYPES:
+        if dtype.code in OBJECT_DTYPES:
             if not isinstance(content, list):
                 raise Refused("an object array without a list of objects")
-            if any(isinstance(item, (_Array, list)) for item in content):
+            if any(isinstance(item, (ObjectArray, list)) for item in content):
                 raise Refused("an array of objects inside an object array")
-            target.content, target.shape = content, _shape(shape)
+            target.content, target.shape = content, checked_shape(shape)
             return target
-        return _view(content, dtype, shape, fortran=bool(fortran))
-
-
-def _show(value: Any) -> str:
-    """For messages. Only flat values are printed: tuples that share their parts can be short in the file and endless on paper."""
-    if isinstance(value, tuple) and all(isinstance(item, int) for item in value):
-        return str(value[: MAX_NDIM + 1])
-    return repr(value)[:60] if isinstance(value, (str, int, float, bytes)) else f"({type(value).__name__})"
-
-
-def _dtype_state(target: _DType, state: Any) -> _DType:
-    """numpy's state: (version, byte order, subdtype, names, fields, itemsize, alignment, flags[, metadata])."""
-    if not isinstance(state, tuple) or len(state) not in (8, 9):
-        raise Refused("a dtype state of another form than numpy's")
-    order = state[1].decode("ascii") if isinstance(state[1], bytes) else state[1]
-    if order not in ("<", ">", "|", "="):
-        raise Refused(f"byte order {_show(order)}")
-    if any(field is not None for field in state[2:5]) or (len(state) == 9 and state[8] is not None):
-        raise Refused("a dtype with fields, sub-arrays or metadata")
-    return _DType(target.code, order)
-
-
-def _shape(shape: Any) -> tuple[int, ...]:
-    if not isinstance(shape, tuple) or len(shape) > MAX_NDIM or any(type(size) is not int or size < 0 for size in shape):
-        raise Refused(f"array shape {_show(shape)}")
-    return shape
-
-
-def _view(buffer: Any, dtype: Any, shape: Any, *, fortran: bool) -> np.ndarray:
-    """A read-only array over bytes of the file; their number must be what shape and dtype say."""
-    if isinstance(shape, int) and not isinstance(shape, bool):
-        shape = (shape,)
-    shape = _shape(shape)
-    if not isinstance(dtype, _DType):
-        raise Refused("an array without a dtype")
-    if not isinstance(buffer, (bytes, memoryview)):
-        raise Refused(f"an array whose content is a {type(buffer).__name__}")
-    plain = dtype.numpy()
-    expected = plain.itemsize
-    for size in shape:  # Python's integers: no overflow to hide a claim in
-        expected *= size
-    if expected != len(buffer):
-        raise Refused(f"an array of shape {shape} and dtype {plain} that takes {expected:,} bytes and holds {len(buffer):,}")
-    array: np.ndarray = np.frombuffer(buffer, dtype=plain).reshape(shape, order="F" if fortran else "C")
-    array.flags.writeable = False
-    return array
+        return view(content, dtype, shape, fortran=bool(fortran))
 
 
 def _integer(text: str) -> Any:
@@ -369,7 +309,7 @@ def _quoted(line: bytes) -> bytes:
     line = line.strip()
     if len(line) < 2 or line[:1] != line[-1:] or line[:1] not in (b"'", b'"'):
         raise Refused("a string without quotes")
-    return codecs.escape_decode(line[1:-1])[0]  # type: ignore[attr-defined, no-any-return]
+    return codecs.escape_decode(line[1:-1])[0]
 
 
 _STEPS: dict[int, Any] = {

@@ -20,7 +20,8 @@ from typing import Any
 import numpy as np
 
 from stagebench.errors import CorruptClipError, SourceError, UnsafeFileError
-from stagebench.sources._pickle import MAX_NDIM, Refused, load_object_array
+from stagebench.sources._pickle import load_object_array
+from stagebench.sources._pickle_values import MAX_NDIM, ObjectArray, Refused
 
 __all__ = ["MAX_FILE_BYTES", "load_array", "load_events_dict"]
 
@@ -87,16 +88,18 @@ def _read(path: Path) -> memoryview:
         raise SourceError(
             f"{path}: cannot be read ({getattr(error, 'strerror', None) or error}). Check the dataset's root and the index."
         ) from None
-    with os.fdopen(fd, "rb") as handle:
+    try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
             raise SourceError(f"{path}: not a regular file. Point the index at the event file itself.")
         if info.st_size > MAX_FILE_BYTES:
             raise UnsafeFileError(f"{path}: {info.st_size:,} bytes, at most {MAX_FILE_BYTES:,} are read. Cut the recording into clips.")
-        try:
+        with os.fdopen(fd, "rb", closefd=False) as handle:
             return memoryview(handle.read(info.st_size))
-        except OSError as error:
-            raise SourceError(f"{path}: reading failed ({error.strerror}). Check the disk, or copy the file again.") from None
+    except OSError as error:
+        raise SourceError(f"{path}: reading failed ({error.strerror}). Check the disk, or copy the file again.") from None
+    finally:
+        os.close(fd)
 
 
 def _header(data: memoryview) -> tuple[str, bool, tuple[int, ...], int]:
@@ -178,7 +181,8 @@ def _from_npy(data: memoryview) -> dict[str, np.ndarray]:
                 raise Refused(f"{key}: an integer beyond 64 bits")
             value = np.array(value)
         if not isinstance(value, np.ndarray):
-            raise Refused(f"{key}: a {type(value).__name__.lstrip('_').lower()}, only plain numeric arrays are read")
+            kind = "object array" if isinstance(value, ObjectArray) else type(value).__name__.lstrip("_").lower()
+            raise Refused(f"{key}: of type {kind}, only plain numeric arrays are read")
         result[key] = _checked(value)
     return result
 

@@ -1,0 +1,1 @@
+"""Hostile files, made by code: see README.md."""
