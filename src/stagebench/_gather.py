@@ -220,9 +220,10 @@ def _check_anchors(files: list[JobFile]) -> list[tuple[Code, str]]:
     warnings: list[tuple[Code, str]] = []
     by_machine: dict[tuple[str, str], list[JobFile]] = {}
     for file in files:
-        by_machine.setdefault((file.machine_label, str(file.job.get("device"))), []).append(file)
-    for (label, device), group in sorted(by_machine.items()):
-        bound = ANCHOR_BOUND["cuda" if device.startswith("cuda") else "cpu"]
+        kind = "cuda" if str(file.job.get("device")).startswith("cuda") else "cpu"
+        by_machine.setdefault((file.machine_label, kind), []).append(file)
+    for (label, kind), group in sorted(by_machine.items()):
+        bound = ANCHOR_BOUND[kind]
         readings: dict[str, list[tuple[float, Path]]] = {}
         for file in group:
             for name, value in _anchor_times(file.job):
@@ -231,7 +232,7 @@ def _check_anchors(files: list[JobFile]) -> list[tuple[Code, str]]:
             (low, where_low), (high, where_high) = min(found), max(found)
             if low > 0 and high / low - 1 > bound:
                 text = f"{label}: anchor {name!r} took {low:.4g} ms ({where_low.name}) to {high:.4g} ms ({where_high.name})"
-                if device.startswith("cuda"):
+                if kind == "cuda":
                     raise MergeError(
                         f"{text}, more than {bound:.0%} apart: the machine changed speed between jobs, so their rows must not be "
                         f"pooled. Look for throttling or neighbours, delete {where_high}, and run its timing job again."

@@ -52,7 +52,7 @@ def read_verifications(results: Path, proofs: Sequence[str]) -> tuple[list[dict[
     """
     reports: list[dict[str, Any]] = []
     findings = []
-    for proof in proofs:
+    for proof in sorted(proofs):
         path, trouble = results / proof, ""
         if not path.is_file():
             trouble = "decoupling proof missing: run stagebench verify"

@@ -195,7 +195,8 @@ def _method(summary: dict[str, Any]) -> str:
         f"Each process ran {t['warmup']} warm-up samples first, which are excluded; its first call is reported apart. "
         f"Samples ran in a seeded random order, each {repeats}, decoded {decoding} {' and '.join(lengths)}. "
         "A sample's figure is that of its run with the median total. Models were compared by the geometric mean of per-sample ratios "
-        f"with a {confidence} interval clustered by recording (bootstrap from 20 recordings on, Student's t on cluster-robust errors below). "
+        f"with a {confidence} interval clustered by recording (bootstrap from 20 recordings on, Student's t on cluster-robust errors "
+        "below). "
     )
     n = summary["samples"]
     text += f"Over all groups {n['accepted']} samples were accepted, {n['failed']} failed, {n['discarded']} were discarded and "

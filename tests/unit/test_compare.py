@@ -1,0 +1,79 @@
+"""compare: two results folders, and the exit code for CI."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import config, make_study
+
+from stagebench.compare import compare_results, exit_code
+from stagebench.errors import MergeError
+from stagebench.merge import merge
+
+
+def study(folder: Path, **arguments: Any) -> Path:
+    merge(make_study(folder, **arguments), folder)
+    return folder
+
+
+def test_a_slower_model_is_found_and_exits_with_one(tmp_path: Path) -> None:
+    a = study(tmp_path / "a", models={"eventgpt": {}, "video_llava": {"factor": 2.0}})
+    b = study(
+        tmp_path / "b",
+        models={"eventgpt": {"pace": 24.0, "seed": 1}, "video_llava": {"factor": 2.0, "seed": 1}},
+        machine={"cpu": {"model": "Other"}},
+    )
+    outcome = compare_results(a, b, threshold=0.05)
+    rows = {(r["model"], r["length"], r["metric"]): r for r in outcome.rows}
+    assert rows["eventgpt", "16", "ms_per_token"]["ratio"] == pytest.approx(1.2, rel=0.02)
+    assert rows["eventgpt", "16", "total"]["verdict"] == "SLOWER"
+    assert rows["video_llava", "16", "total"]["verdict"] == "SAME"
+    assert outcome.exit_code == 1
+    assert any(line.startswith("machine.cpu") for line in outcome.differences)
+    assert "SLOWER" in outcome.text
+    assert compare_results(a, b, threshold=0.5).exit_code == 0
+    assert compare_results(b, a).exit_code == 0, "faster never fails a build"
+
+
+def test_a_study_against_itself(tmp_path: Path) -> None:
+    a = study(tmp_path / "a")
+    outcome = compare_results(a, a)
+    assert {r["verdict"] for r in outcome.rows} == {"SAME"}
+    assert (outcome.differences, outcome.notes, outcome.exit_code) == ([], [], 0)
+    assert "Fingerprints agree." in outcome.text
+
+
+def test_what_only_one_has_is_said(tmp_path: Path) -> None:
+    one = {"adapter": "eventgpt", "input": "events", "weights": "dummy:0", "preset": "tiny"}
+    a = study(tmp_path / "a")
+    b = study(tmp_path / "b", plan_config=config(models={"eventgpt": one}, compare={}), models={"eventgpt": {}})
+    outcome = compare_results(a, b)
+    assert {r["model"] for r in outcome.rows} == {"eventgpt"}
+    assert any("only in" in note and "video_llava" in note for note in outcome.notes)
+    assert any(line.startswith("config.models.video_llava") for line in outcome.differences)
+
+
+def test_an_invalid_side_is_said(tmp_path: Path) -> None:
+    a = study(tmp_path / "a")
+    b = study(tmp_path / "b", verified=False)
+    assert any("INVALID (invalid_not_verified)" in note for note in compare_results(a, b).notes)
+
+
+def test_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
+    a = study(tmp_path / "a")
+    with pytest.raises(MergeError, match=r"summary\.json: not a merged study"):
+        compare_results(a, tmp_path)
+    b = study(tmp_path / "b", variants={"int8-0": {"quantization": "int8"}})
+    with pytest.raises(MergeError, match="share no accepted sample"):
+        compare_results(a, b)
+    (a / "summary.json").write_text('{"config": {"study": "x"}}')
+    with pytest.raises(MergeError, match="not a merged study"):
+        compare_results(a, b)
+
+
+def test_exit_code_needs_the_whole_interval() -> None:
+    row = {"metric": "total", "verdict": "SLOWER", "low": 1.04}
+    assert exit_code([row], 0.05) == 0
+    assert exit_code([{**row, "low": 1.06}], 0.05) == 1
+    assert exit_code([{**row, "low": 1.06, "metric": "load"}], 0.05) == 0
+    assert exit_code([{**row, "low": None, "verdict": "AMBIGUOUS"}], 0.05) == 0

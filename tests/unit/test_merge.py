@@ -1,0 +1,404 @@
+"""merge: what may be pooled, what enters a mean, verdicts, determinism, the files that come out."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import polars as pl
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from factories import FakePlan, config, job_metadata, make_rows, make_study, study_metadata, write_rows
+
+from stagebench.errors import MergeError
+from stagebench.merge import merge
+from stagebench.rows import SCHEMA
+from stagebench.tables import read_table
+
+
+def table(results: Path, name: str) -> list[dict[str, Any]]:
+    return read_table(results / "tables" / f"{name}.parquet").frame.to_dicts()
+
+
+def stage(results: Path, model: str, length: str) -> dict[str, Any]:
+    return next(r for r in table(results, "stages") if r["model"] == model and r["length"] == length)
+
+
+def rewrite(results: Path, plan: FakePlan, number: int, *, job: Any = None, study: Any = None, machine: Any = None) -> Path:
+    """Write one job's file again, with other metadata."""
+    path = results / plan.jobs[number].path
+    write_rows(path, pq.read_table(path, partitioning=None).to_pylist(), job=job, study=study, machine=machine)
+    return path
+
+
+def test_whole_study(tmp_path: Path, repo: Path) -> None:
+    plan = make_study(tmp_path, cuda=True)
+    report = merge(plan, tmp_path)
+    assert report.verdict.word == "VALID"
+    merged = pl.read_parquet(tmp_path / "timings.parquet")
+    assert len(merged) == 2 * 12 * 2 * 3
+    assert set(SCHEMA.names) <= set(merged.columns)
+    assert merged["accepted"].all()
+    for name in ("stages", "comparison", "load", "optimisations", "failures"):
+        for suffix in ("csv", "md", "tex", "parquet"):
+            assert (tmp_path / "tables" / f"{name}.{suffix}").is_file()
+    row = stage(tmp_path, "eventgpt", "16")
+    assert row["encode_ms"] == pytest.approx(8, rel=0.02)
+    assert row["decode_ms"] == pytest.approx(300, rel=0.02)
+    assert row["ms_per_token"] == pytest.approx(20, rel=0.02)
+    assert row["samples_per_hour"] == pytest.approx(3600 * row["samples_per_s"], rel=1e-3)
+    assert row["samples_per_day"] == pytest.approx(86400 * row["samples_per_s"], rel=1e-3)
+    assert row["bottleneck"] == "decode"
+    assert row["llm_over_vision"] == pytest.approx((30 + 300) / 8, rel=0.02)
+    assert row["fastest_ms"] <= row["typical_ms"] <= row["slowest_ms"]
+    assert row["host_bound_share"] == pytest.approx(0.5, rel=1e-3)
+    assert row["peak_bytes"] == 6_000_000
+    assert row["first_call_ms"] == 900
+    assert row["first_call_encode_ms"] == 24
+    assert row["warmup"] == 2
+    shares = [row[f"{s}_share"] for s in ("load", "preprocess", "h2d", "encode", "prefill", "decode", "residual")]
+    assert sum(shares) == pytest.approx(1, abs=1e-3)
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    jsonschema.validate(summary, yaml.safe_load((repo / "config/schemas/summary.schema.yaml").read_text()))
+    assert summary["dummy_weights"] == ["eventgpt", "video_llava"]
+
+
+def test_comparison_finds_what_was_put_in(tmp_path: Path) -> None:
+    merge(make_study(tmp_path, samples=24, sequences=6), tmp_path)
+    rows = {(r["length"], r["metric"]): r for r in table(tmp_path, "comparison")}
+    assert {r["reference"] for r in rows.values()} == {"video_llava"}
+    assert rows["16", "encode"]["ratio"] == pytest.approx(0.5, rel=0.02)
+    assert rows["16", "encode"]["verdict"] == "FASTER"
+    assert rows["16", "ms_per_token"]["ratio"] == pytest.approx(0.8, rel=0.02)
+    assert rows["16", "new_tokens"]["verdict"] == "SAME"
+    assert rows["natural", "new_tokens"]["verdict"] == "FEWER"
+    assert rows["natural", "total"]["n"] == 24
+    parts = [r for r in table(tmp_path, "decomposition") if r["length"] == "natural"]
+    whole = next(r for r in parts if r["part"] == "total")
+    assert sum(r["ms"] for r in parts if r["part"] != "total") == pytest.approx(whole["ms"], rel=1e-3)
+    assert math.prod(r["factor"] for r in parts if r["part"] != "total") == pytest.approx(whole["factor"], rel=1e-3)
+    assert whole["factor"] == rows["natural", "total"]["ratio"]
+
+
+def test_shuffled_input_gives_equal_bytes(tmp_path: Path) -> None:
+    for name, shuffle in (("a", None), ("b", 1), ("c", 2)):
+        merge(
+            make_study(tmp_path / name, shuffle=shuffle, variants={"generate-00000000": {}, "nf4-11111111": {"quantization": "nf4"}}),
+            tmp_path / name,
+        )
+    first = {
+        p.relative_to(tmp_path / "a"): p.read_bytes()
+        for p in sorted((tmp_path / "a").rglob("*"))
+        if p.is_file() and "timings/" not in str(p)
+    }
+    assert len(first) > 30
+    for other in ("b", "c"):
+        for name, data in first.items():
+            assert (tmp_path / other / name).read_bytes() == data, f"{name} depends on the order of the input"
+
+
+def test_every_sample_failed_is_an_error_and_no_table(tmp_path: Path) -> None:
+    def fail(row: dict[str, Any]) -> dict[str, Any]:
+        nulls = {f"{s}_ms": None for s in ("load", "preprocess", "h2d", "encode", "prefill", "decode", "total", "residual", "ttft")}
+        return {**row, **nulls, "status": "error", "reason": "weights do not fit", "new_tokens": None}
+
+    plan = make_study(tmp_path, edit=fail)
+    with pytest.raises(MergeError, match="all 144 runs failed .*weights do not fit"):
+        merge(plan, tmp_path)
+    assert not (tmp_path / "tables").exists()
+    assert not (tmp_path / "summary.json").exists()
+
+
+def test_failed_samples_are_counted_named_and_left_out(tmp_path: Path) -> None:
+    def fail_one(row: dict[str, Any]) -> dict[str, Any]:
+        if row["sample"].startswith("seq_00/000000") and row["model"] == "eventgpt":
+            return {**row, "status": "oom", "reason": "out of memory", "total_ms": None, "decode_ms": None}
+        return row
+
+    report = merge(make_study(tmp_path, edit=fail_one), tmp_path)
+    row = stage(tmp_path, "eventgpt", "natural")
+    assert (row["samples"], row["n"], row["failed"]) == (12, 11, 1)
+    failure = table(tmp_path, "failures")[0]
+    assert (failure["status"], failure["reason"], failure["runs"]) == ("oom", "out of memory", 3)
+    assert all(r["n"] == 11 and r["failed"] == 1 for r in table(tmp_path, "comparison") if r["metric"] == "total")
+    assert report.verdict.word == "INVALID"
+    assert {f.code for f in report.verdict.reasons} == {"invalid_too_many_failed"}, "1 of 12 is above the 5 % allowed"
+
+
+def test_discarded_runs_stay_out_and_are_counted(tmp_path: Path) -> None:
+    def throttle(row: dict[str, Any]) -> dict[str, Any]:
+        if row["model"] == "eventgpt" and row["sample"].startswith("seq_00") and row["length"] == "16":
+            slow = {"total_ms": row["total_ms"] * 100, "codes": ["discarded_throttled"]}
+            return {**row, **slow} if row["sample"].startswith("seq_00/000000") or row["repeat"] == 0 else row
+        return row
+
+    report = merge(make_study(tmp_path, edit=throttle), tmp_path)
+    row = stage(tmp_path, "eventgpt", "16")
+    assert (row["n"], row["discarded"], row["discarded_runs"]) == (11, 1, 3 + 2)
+    assert row["total_ms"] == pytest.approx(350, rel=0.03)
+    assert row["slowest_ms"] < 400
+    assert report.verdict.word == "VALID"
+    assert any(f.code == "discarded_throttled" and f.count == 5 for f in report.verdict.warnings)
+
+
+def test_capped_runs_stay_out_of_natural_figures(tmp_path: Path) -> None:
+    def cap(row: dict[str, Any]) -> dict[str, Any]:
+        capped = row["length"] == "natural" and row["sample"].startswith("seq_00") and row["model"] == "eventgpt"
+        return {**row, "status": "capped", "decode_ms": 1e6, "total_ms": 1e6 + 50} if capped else row
+
+    merge(make_study(tmp_path, edit=cap), tmp_path)
+    natural, apart = stage(tmp_path, "eventgpt", "natural"), stage(tmp_path, "eventgpt", "natural (capped)")
+    assert (natural["n"], natural["capped"], natural["samples"]) == (9, 3, 12)
+    assert natural["slowest_ms"] < 2000
+    assert (apart["n"], apart["total_ms"]) == (3, 1_000_050)
+    assert stage(tmp_path, "eventgpt", "16")["n"] == 12
+    assert next(r for r in table(tmp_path, "comparison") if r["length"] == "natural" and r["metric"] == "total")["n"] == 9
+
+
+def test_only_capped_natural_runs_leave_the_study_valid(tmp_path: Path) -> None:
+    """Random weights seldom say EOS: a demo is no invalid study for that."""
+    report = merge(make_study(tmp_path, edit=lambda r: {**r, "status": "capped"} if r["length"] == "natural" else r), tmp_path)
+    assert report.verdict.word == "VALID"
+    natural = stage(tmp_path, "eventgpt", "natural")
+    assert (natural["n"], natural["capped"], natural["total_ms"]) == (0, 12, None)
+    assert {r["length"] for r in table(tmp_path, "comparison")} >= {"16", "natural (capped)"}
+
+
+@pytest.mark.parametrize(
+    ("code", "status", "expected"),
+    [
+        ("invalid_encoder_calls", "ok", "invalid_encoder_calls"),
+        ("invalid_token_count", "ok", "invalid_token_count"),
+        ("invalid_plain_differs", "ok", "invalid_plain_differs"),
+        (None, "nan", "invalid_nan"),
+    ],
+)
+def test_one_invalid_row_makes_the_study_invalid(tmp_path: Path, code: str | None, status: str, expected: str) -> None:
+    hit = []
+
+    def spoil(row: dict[str, Any]) -> dict[str, Any]:
+        if not hit:
+            hit.append(row["sample"])
+            return {**row, "status": status, "codes": [code] if code else []}
+        return row
+
+    report = merge(make_study(tmp_path, edit=spoil), tmp_path)
+    assert report.verdict.word == "INVALID"
+    assert expected in {f.code for f in report.verdict.reasons}
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert summary["verdict"] == "INVALID"
+    for name in ("stages", "comparison", "failures"):
+        text = (tmp_path / "tables" / f"{name}.md").read_text()
+        assert text.splitlines()[2].startswith(f"Verdict: INVALID ({expected}"), f"{name}.md says it on top"
+        assert "Verdict: INVALID" in (tmp_path / "tables" / f"{name}.tex").read_text().splitlines()[0]
+    assert (tmp_path / "tables/stages.csv").read_text().splitlines()[1].startswith("INVALID,")
+
+
+def test_no_accepted_sample_of_one_model_is_invalid(tmp_path: Path) -> None:
+    report = merge(make_study(tmp_path, edit=lambda r: {**r, "codes": ["suspect_residual"]} if r["model"] == "eventgpt" else r), tmp_path)
+    assert "invalid_no_accepted" in {f.code for f in report.verdict.reasons}
+    row = stage(tmp_path, "eventgpt", "16")
+    assert (row["n"], row["discarded"], row["total_ms"]) == (0, 12, None), "nothing stands where nothing was measured: no NaN, no zero"
+
+
+@pytest.mark.parametrize(
+    ("content", "said"),
+    [
+        (None, "missing"),
+        ("{", "cannot be read"),
+        ('{"model": "eventgpt", "passed": true, "checks": []}', "no check ran"),
+        ('{"model": "eventgpt", "passed": true, "checks": [{"name": "logits", "passed": false, "detail": "1e-2"}]}', "failed: logits"),
+        ('{"model": "eventgpt", "passed": "yes", "checks": [{"name": "logits", "passed": true, "detail": ""}]}', "failed"),
+    ],
+)
+def test_a_missing_or_failed_proof_makes_the_study_invalid(tmp_path: Path, content: str | None, said: str) -> None:
+    plan = make_study(tmp_path)
+    proof = tmp_path / "verify/eventgpt.json"
+    proof.unlink() if content is None else proof.write_text(content)
+    report = merge(plan, tmp_path)
+    reasons = [f for f in report.verdict.reasons if f.code == "invalid_not_verified"]
+    assert [f.where for f in reasons] == ["eventgpt"]
+    assert said in reasons[0].detail
+
+
+def test_refuses_differing_study_fingerprints_and_shows_the_difference(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    rewrite(tmp_path, plan, 1, study=study_metadata(dtype="float16"))
+    with pytest.raises(MergeError, match=r'(?s)dtype: "float\d+" -> "float\d+".*Delete the file'):
+        merge(plan, tmp_path)
+
+
+def test_refuses_two_revisions_of_one_model(tmp_path: Path) -> None:
+    plan = make_study(tmp_path, blocks=1, variants={"a-0": {}, "b-1": {"batch": 1, "quantization": "int8"}})
+    rewrite(tmp_path, plan, 1, study={"dtype": "float32", "model": {"revision": "dummy:1/tiny", "tokenizer": "t0"}})
+    with pytest.raises(MergeError, match="model.revision"):
+        merge(plan, tmp_path)
+
+
+def test_refuses_rows_of_other_timing_settings(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    timing = plan.config.timing.model_dump(mode="json", exclude={"max_samples", "reuse"})
+    for number in range(len(plan.jobs)):
+        rewrite(tmp_path, plan, number, study=study_metadata(timing=timing))
+    merge(plan, tmp_path)
+    for number in range(len(plan.jobs)):
+        rewrite(tmp_path, plan, number, study=study_metadata(timing={**timing, "warmup": 0}))
+    with pytest.raises(MergeError, match=r"(?s)the config.*timing.warmup: 2 -> 0"):
+        merge(plan, tmp_path)
+
+
+def test_keeps_machines_apart(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    for number in (0, 2):  # one block of each model
+        rewrite(tmp_path, plan, number, machine={"cpu": {"model": "Other CPU"}, "gpu": None, "digest": "x"})
+    report = merge(plan, tmp_path)
+    rows = table(tmp_path, "stages")
+    assert len({r["machine"] for r in rows}) == 2
+    assert all(r["n"] == 6 for r in rows)
+    assert all(r["n"] == 6 for r in table(tmp_path, "comparison"))
+    assert len(json.loads((tmp_path / "summary.json").read_text())["machines"]) == 2
+    assert "| machine |" in (tmp_path / "tables/stages.md").read_text()
+    assert report.rows == 144
+
+
+def test_two_hosts_of_one_build_are_one_machine(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    for number in range(4):
+        rewrite(tmp_path, plan, number, machine={"cpu": {"model": "C"}, "host": {"name": f"node{number}"}, "digest": "same"})
+    merge(plan, tmp_path)
+    assert len({r["machine"] for r in table(tmp_path, "stages")}) == 1
+
+
+def test_refuses_gpu_jobs_whose_anchors_differ(tmp_path: Path) -> None:
+    plan = make_study(tmp_path, job=job_metadata(device="cuda:0"))
+    merge(plan, tmp_path)
+    slow = {"before": {"gemv": 1.3}, "after": {"gemv": 1.3}}
+    rewrite(tmp_path, plan, 1, job=job_metadata(device="cuda:1", anchors=slow))
+    with pytest.raises(MergeError, match="anchor 'gemv'.*changed speed"):
+        merge(plan, tmp_path)
+
+
+def test_warns_of_anchors_on_a_cpu(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    rewrite(tmp_path, plan, 1, job=job_metadata(anchors={"before": {"gemv": 1.3}, "after": {"gemv": 1.3}}))
+    report = merge(plan, tmp_path)
+    assert report.verdict.word == "VALID"
+    assert "warn_anchor_drift" in {f.code for f in report.verdict.warnings}
+
+
+def test_reads_the_plans_files_only(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    stale = tmp_path / "timings/set/eventgpt/generate-00000000/stale-cccccccc.parquet"
+    write_rows(stale, make_rows(samples=["seq_99/000000#00000000"], factor=1000))
+    assert merge(plan, tmp_path).rows == 144
+
+
+@pytest.mark.parametrize("fault", ["missing", "truncated", "flipped", "other model", "lost sample", "twice", "old schema", "no metadata"])
+def test_refuses_a_file_that_is_not_what_the_plan_says(tmp_path: Path, fault: str) -> None:
+    plan = make_study(tmp_path)
+    path = tmp_path / plan.jobs[0].path
+    rows = pq.read_table(path, partitioning=None).to_pylist()
+    if fault == "missing":
+        path.unlink()
+    elif fault == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif fault == "flipped":
+        metadata = pq.read_schema(path).metadata
+        pq.write_table(
+            pq.read_table(path, partitioning=None).replace_schema_metadata(metadata), path, write_page_checksum=True, compression="none"
+        )
+        data = bytearray(path.read_bytes())
+        at = data.find(b"a road, said")
+        data[at] ^= 1
+        path.write_bytes(bytes(data))
+    elif fault == "other model":
+        write_rows(path, [{**r, "model": "llava"} for r in rows])
+    elif fault == "lost sample":
+        write_rows(path, [r for r in rows if r["sample"] != rows[0]["sample"]])
+    elif fault == "twice":
+        write_rows(path, [*rows, rows[0]])
+    elif fault == "old schema":
+        pq.write_table(pq.read_table(path, partitioning=None).drop_columns(["encode_ms"]), path)
+    else:
+        pq.write_table(pq.read_table(path, partitioning=None).replace_schema_metadata(None), path)
+    with pytest.raises(MergeError, match=r"\.parquet.*[Rr]un its timing job again"):
+        merge(plan, tmp_path)
+
+
+def test_a_job_named_twice_does_not_count_twice(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    plan.jobs.append(plan.jobs[0])
+    with pytest.raises(MergeError, match="named twice"):
+        merge(plan, tmp_path)
+
+
+def test_settings_of_one_model_are_ranked(tmp_path: Path) -> None:
+    study = config(variants={"quantization": ["none", "int8"]})
+    plan = make_study(
+        tmp_path, plan_config=study, variants={"zz-none": {"quantization": "none"}, "aa-int8": {"quantization": "int8"}}, cuda=True
+    )
+    merge(plan, tmp_path)
+    rows = table(tmp_path, "optimisations")
+    assert {(r["variant"], r["reference_variant"]) for r in rows} == {("aa-int8", "zz-none")}, (
+        "the base is the axis's first value, not the first name"
+    )
+    assert rows[0]["changed"] == "quantization: none -> int8"
+    sentences = json.loads((tmp_path / "summary.json").read_text())["bottlenecks"]
+    assert any("aa-int8 (quantization: none -> int8) has the lowest ratio" in s["sentence"] for s in sentences)
+    compared = {(r["variant"], r["reference_variant"]) for r in table(tmp_path, "comparison")}
+    assert compared == {("zz-none", "zz-none"), ("aa-int8", "aa-int8")}, "models are compared at equal settings"
+
+
+def test_frame_counts_are_compared_along_their_axis(tmp_path: Path) -> None:
+    study = config(variants={"frames": [1, 8]})
+    merge(make_study(tmp_path, plan_config=study, variants={"f1": {"frames": 1}, "f8": {"frames": 8}}), tmp_path)
+    assert {r["changed"] for r in table(tmp_path, "optimisations")} == {"frames: 1 -> 8"}
+    assert {(r["variant"], r["reference_variant"]) for r in table(tmp_path, "comparison")} == {("f1", "f1"), ("f8", "f8")}
+
+
+def test_a_batch_decodes_until_its_longest_answer(tmp_path: Path) -> None:
+    def batched(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "order": 0, "decode_ms": 1000.0, "new_tokens": 51 if row["sample"].startswith("seq_00/000000") else 11}
+
+    variants = {"b4": {"batch": 4}}
+    merge(make_study(tmp_path, samples=4, sequences=2, blocks=1, lengths=("natural",), edit=batched, variants=variants), tmp_path)
+    assert stage(tmp_path, "eventgpt", "natural")["ms_per_token"] == 20
+    row = stage(tmp_path, "eventgpt", "natural")
+    assert row["sample_ms"] == pytest.approx(row["total_mean_ms"] / 4, rel=1e-3)
+
+
+def test_acceptance_needs_one_tokenizer(tmp_path: Path) -> None:
+    plan = make_study(tmp_path)
+    merge(plan, tmp_path)
+    fixed = next(r for r in table(tmp_path, "acceptance") if r["length"] == "16")
+    assert (fixed["position_share"], fixed["note"]) == (1.0, None)
+    for number in (2, 3):
+        rewrite(tmp_path, plan, number, study={"dtype": "float32", "model": {"revision": "dummy:0/tiny", "tokenizer": "t1"}})
+    merge(plan, tmp_path)
+    refused = table(tmp_path, "acceptance")[0]
+    assert refused["position_share"] is None
+    assert "tokenizers differ" in refused["note"]
+    assert not any("acceptance" in key for key in json.loads((tmp_path / "legacy_results.json").read_text())[0])
+
+
+def test_one_model_alone(tmp_path: Path) -> None:
+    study = config(models={"eventgpt": {"adapter": "eventgpt", "input": "events", "weights": "dummy:0", "preset": "tiny"}}, compare={})
+    report = merge(make_study(tmp_path, plan_config=study, models={"eventgpt": {}}), tmp_path)
+    assert report.verdict.word == "VALID"
+    assert table(tmp_path, "comparison") == []
+    assert "None." in (tmp_path / "tables/comparison.md").read_text()
+
+
+def test_no_nan_reaches_a_file(tmp_path: Path) -> None:
+    merge(make_study(tmp_path, edit=lambda r: {**r, "residual_ms": float("nan"), "energy_j": float("inf")}), tmp_path)
+    text = (tmp_path / "summary.json").read_text()
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in summary.json"))
+    for path in (tmp_path / "tables").glob("*.csv"):
+        assert "nan" not in path.read_text().lower().replace("nano", ""), path
+
+
+def test_nothing_half_written_stays(tmp_path: Path) -> None:
+    merge(make_study(tmp_path), tmp_path)
+    assert not list(tmp_path.rglob("*.part"))

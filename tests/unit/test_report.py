@@ -1,0 +1,160 @@
+"""report: one file, from merged data, that needs nothing else and runs nothing."""
+
+import html
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+from factories import make_study
+
+from stagebench.errors import MergeError
+from stagebench.merge import merge
+from stagebench.report import write_report
+from stagebench.tables import cell, read_table
+
+EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("report")
+
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        if row["sample"].startswith("seq_03/000002") and row["model"] == "eventgpt":
+            return {**row, "status": "error", "reason": EVIL, "total_ms": None}
+        return {**row, "text": EVIL, "query": "Is a < b & c?"}
+
+    merge(
+        make_study(folder, samples=24, cuda=True, edit=edit, variants={"generate-00000000": {}, "nf4-11111111": {"quantization": "nf4"}}),
+        folder,
+    )
+    write_report(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def page(results: Path) -> str:
+    return (results / "report.html").read_text(encoding="utf-8")
+
+
+class Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def read(page: str) -> Reader:
+    reader = Reader()
+    reader.feed(page)
+    return reader
+
+
+def test_what_data_says_is_shown_and_not_run(page: str) -> None:
+    tags = read(page).tags
+    assert not [t for t, a in tags if t in ("script", "iframe", "object", "embed", "link", "img")]
+    assert not [a for _, a in tags if any(name.startswith("on") for name in a)]
+    assert html.escape(EVIL, quote=False)[:20] in page
+    assert "Is a &lt; b &amp; c?" in page
+
+
+def test_needs_nothing_from_outside(page: str, results: Path) -> None:
+    assert len(page.encode()) < 3_000_000
+    for tag, attributes in read(page).tags:
+        for name in ("src", "href", "xlink:href", "action"):
+            target = attributes.get(name) or ""
+            assert not re.match(r"(?i)[a-z]+:|//", target), f"<{tag} {name}={target}>"
+            if name == "href" and target and not target.startswith("#"):
+                assert (results / target).is_file(), f"{target} is linked but not there"
+    assert "@import" not in page
+    assert not re.findall(r"url\((?!#)", page)
+
+
+def test_ids_are_unique_and_fragments_lead_somewhere(page: str) -> None:
+    tags = read(page).tags
+    ids = [a["id"] for _, a in tags if "id" in a]
+    assert len(ids) == len(set(ids))
+    wanted = {a["href"][1:] for _, a in tags if (a.get("href") or "").startswith("#")}  # type: ignore[index]
+    wanted |= set(re.findall(r"url\(#([^)]+)\)", page))
+    assert wanted <= set(ids)
+
+
+def test_verdict_comes_first_with_its_reasons(page: str) -> None:
+    assert (
+        page.index('role="status"')
+        < page.index('id="headline"')
+        < page.index('id="stages"')
+        < page.index('id="figures"')
+        < page.index('id="failures"')
+    )
+    assert "<strong>VALID</strong>" in page
+    assert "Random weights: eventgpt, video_llava" in page
+
+
+def test_every_number_in_a_table_is_in_the_data(page: str, results: Path) -> None:
+    known = set()
+    for path in (results / "tables").glob("*.parquet"):
+        frame = read_table(path).frame
+        for column in frame.columns:
+            known |= {cell(column, value) for value in frame[column]}
+    body = page[page.index('<section id="stages"') : page.index('<section id="answers"')]
+    body = re.sub(r"<svg.*?</svg>", "", body, flags=re.S)
+    cells = [html.unescape(c) for c in re.findall(r"<td[^>]*>(.*?)</td>", body, flags=re.S)]
+    assert len(cells) > 500
+    assert set(cells) <= known
+
+
+def test_figures_are_saved_and_drawn(page: str, results: Path) -> None:
+    names = {p.stem for p in (results / "figures").glob("*.svg")}
+    assert names == {p.stem for p in (results / "figures").glob("*.pdf")}
+    assert names >= {"stages", "ecdf", "forest", "waterfall", "tokens", "run_order", "first_call", "inter_token", "load", "memory"}
+    assert page.count("<svg") == len(names)
+    assert all((results / "figures" / f"{n}.pdf").read_bytes().startswith(b"%PDF") for n in names)
+    for words in ("mean time (ms)", "decode (ms)", "peak device memory (GiB)"):
+        assert words in page, "axes name their unit"
+
+
+def test_keyboard_and_phone(page: str) -> None:
+    reader = read(page)
+    scrollers = [a for t, a in reader.tags if t == "div" and a.get("class") == "wide"]
+    assert scrollers
+    assert all(a.get("tabindex") == "0" and a.get("aria-label") for a in scrollers)
+    assert any(t == "html" and a.get("lang") for t, a in reader.tags)
+    assert any(a.get("name") == "viewport" for _, a in reader.tags)
+    assert "prefers-color-scheme: dark" in page
+
+
+def test_links_have_hashes(page: str, results: Path) -> None:
+    import hashlib
+
+    for name in ("tables/stages.csv", "timings.parquet", "legacy_results.json"):
+        assert hashlib.sha256((results / name).read_bytes()).hexdigest() in page
+
+
+def test_an_invalid_study_says_so(tmp_path: Path) -> None:
+    merge(make_study(tmp_path, verified=False), tmp_path)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "<strong>INVALID</strong>" in page
+    assert "invalid_not_verified" in page
+
+
+def test_one_model_and_null_columns_still_make_a_page(tmp_path: Path) -> None:
+    def bare(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "token_ms": None, "order": None, "text": None, "status": "capped" if row["length"] == "natural" else "ok"}
+
+    merge(make_study(tmp_path, models={"eventgpt": {}}, samples=2, sequences=1, blocks=1, repeats=1, edit=bare), tmp_path)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "nothing to compare" in page
+
+
+def test_an_unmerged_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(MergeError, match="Merge the study first"):
+        write_report(tmp_path)
