@@ -105,6 +105,8 @@ class Loader:
             raise SourceError(f"{clip}: no pixels in {shard.path.name}: {row.reason}")
         if shard.raw_events:
             return render_events(shard.events(clip), self.spec)
+        if shard.decompresses(clip):
+            return shard.frames(clip)
         buffer = self._buffers[self._turn]
         self._turn = (self._turn + 1) % len(self._buffers)
         return shard.frames(clip, out=buffer.take(row.rgb_bytes))

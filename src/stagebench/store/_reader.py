@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Shard"]
 
+_CODECS = {"LZ4": "lz4_raw", "ZSTD": "zstd"}
 _AGAIN = "Delete the file: the next run extracts it again."
 
 
@@ -39,7 +40,9 @@ class Shard:
         self._fd = fd
         self.verify_ms: float | None = None
         """What verification took; None when it was not asked for."""
+        self._verified = False
         self._buffer = HostBuffer()
+        self._packed = HostBuffer()
         self._footer = _seal.check_tail(fd, path)
         try:
             self._parquet = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
@@ -70,6 +73,7 @@ class Shard:
             if verify:
                 begin = time.perf_counter_ns()
                 shard.verify(threads=threads)
+                shard._verified = True
                 shard.verify_ms = (time.perf_counter_ns() - begin) * 1e-6
             shard._read_rows()
         except BaseException:
@@ -114,10 +118,13 @@ class Shard:
     def frames(self, clip: str, out: np.ndarray | None = None) -> list[np.ndarray]:
         """The clip's frames, uint8 [H, W, 3] each: views into `out`.
 
-        out: uint8, contiguous, at least `row(clip).rgb_bytes` long; None takes the shard's own buffer, which the next call overwrites.
+        out: uint8, contiguous, at least `row(clip).rgb_bytes` long. None takes the shard's own buffer, which the next call overwrites, or
+        where `decompresses(clip)` new memory, which saves a copy.
         Raises StoreError for a failed clip (with its reason) and for a shard of raw events.
         """
         row = self._readable(clip)
+        if out is None and self.decompresses(clip):
+            return split_frames(self._pixels(clip), row.sizes)
         flat = self._target(row, out)
         if row.encoding == "rgb8":
             self._read_into(clip, flat)
@@ -129,6 +136,10 @@ class Shard:
             for frame, grey in zip(split_frames(flat, row.sizes), voxel_to_frames(self.grid(clip)), strict=True):
                 frame[:] = grey
         return split_frames(flat, row.sizes)
+
+    def decompresses(self, clip: str) -> bool:
+        """Whether the clip's frames stand compressed in the file, byte for byte as `frames` gives them."""
+        return self._rows[clip].encoding == "rgb8" and clip not in self._plain
 
     def grid(self, clip: str) -> np.ndarray:
         """A clip's voxel grid, float32 [bins, H, W]; read-only. Raises StoreError for other contents."""
@@ -191,7 +202,10 @@ class Shard:
         where = self._plain.get(clip)
         if where is None:
             flat[:] = self._pixels(clip)
-            return
+        else:
+            self._read_range(clip, flat, where)
+
+    def _read_range(self, clip: str, flat: np.ndarray, where: int) -> None:
         view, at = memoryview(flat.data), 0
         while at < len(view):
             got = os.preadv(self._fd, [view[at:]], where + at)
@@ -200,11 +214,22 @@ class Shard:
             at += got
 
     def _pixels(self, clip: str) -> np.ndarray:
-        """uint8 [bytes] as stored, decompressed; read-only."""
-        column = self._column(clip, "pixels")
-        data, size = column.buffers()[-1], stored_bytes(self._rows[clip].encoding or "", self._rows[clip].sizes)
-        pixels = np.frombuffer(data, dtype=np.uint8) if data is not None and data.size else np.empty(0, dtype=np.uint8)
-        if column.null_count or pixels.size != size:
+        """uint8 [bytes] as stored, decompressed, in memory of its own; the page's CRC is checked unless `verify` has done so."""
+        row = self._rows[clip]
+        size = stored_bytes(row.encoding or "", row.sizes)
+        if not self._verified or clip in self._plain:
+            data = self._column(clip, "pixels").buffers()[-1]
+            pixels = np.frombuffer(data, dtype=np.uint8) if data is not None and data.size else np.empty(0, dtype=np.uint8)
+        else:
+            page = self._pages[clip]
+            packed = self._packed.take(page.size)
+            self._read_range(clip, packed, page.payload)
+            try:
+                data = self._codec.decompress(pa.py_buffer(packed), page.raw_size)
+            except (OSError, pa.ArrowException) as error:
+                raise ChecksumError(f"{self.path}: clip {clip}: {error}. {_AGAIN}") from error
+            pixels = np.frombuffer(data, dtype=np.uint8)[page.raw_size - size :]  # levels stand before the value
+        if pixels.size != size:
             raise StoreError(f"{self.path}: clip {clip} holds {pixels.size} bytes of pixels, {size} expected. {_AGAIN}")
         return pixels
 
@@ -267,6 +292,7 @@ class Shard:
             raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from error
         self._rows = {clip: _row(values) for clip, values in zip(self.clips, table, strict=True)}
         self._plain: dict[str, int] = {}
+        self._pages: dict[str, Page] = {}
         for clip, row in self._rows.items():
             if row.clip != clip or row.digest != self.digests[clip]:
                 raise StoreError(f"{self.path}: row of {row.clip} where the footer names {clip}. {_AGAIN}")
@@ -290,8 +316,13 @@ class Shard:
                 f"{expected} in one expected for {row.count} frames of {row.sizes[0] if row.sizes else ()}. {_AGAIN}"
             )
         compression = self._metadata.row_group(self._index[clip]).column(self._metadata.num_columns - 1).compression
+        self._pages[clip] = pages[0]
         if compression == "UNCOMPRESSED":
             self._plain[clip] = pages[0].end - size
+        elif compression in _CODECS:
+            self._codec = pa.Codec(_CODECS[compression])
+        else:
+            raise StoreError(f"{self.path}: clip {clip} is compressed by {compression}, expected none, lz4 or zstd. {_AGAIN}")
 
 
 def _row(values: Mapping[str, Any]) -> RowMeta:
