@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -118,12 +119,21 @@ def gather(plan: PlanLike, results: Path, output: Path) -> Gathered:
 
 @contextmanager
 def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and goes otherwise."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """A temporary path in the same folder that becomes `path` when the block ends well, and goes otherwise.
+
+    Raises MergeError when the disk does not take it (full, read-only); then `path` is as it was.
+    """
     temporary = path.with_name(f".{path.name}.part")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
+        with temporary.open("rb+") as file:
+            os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise MergeError(
+            f"{path}: cannot be written ({error.strerror or error}). Make room or check the folder's rights, then merge again."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
 

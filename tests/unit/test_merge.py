@@ -399,6 +399,21 @@ def test_no_nan_reaches_a_file(tmp_path: Path) -> None:
         assert "nan" not in path.read_text().lower().replace("nano", ""), path
 
 
+def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = make_study(tmp_path)
+    merge(plan, tmp_path)
+    before = (tmp_path / "summary.json").read_bytes()
+
+    def full(self: Path, *_: Any, **__: Any) -> int:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(MergeError, match="No space left on device.*Make room"):
+        merge(plan, tmp_path)
+    assert (tmp_path / "summary.json").read_bytes() == before
+    assert not list(tmp_path.rglob("*.part"))
+
+
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
     merge(make_study(tmp_path), tmp_path)
     assert not list(tmp_path.rglob("*.part"))

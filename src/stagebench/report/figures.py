@@ -22,8 +22,8 @@ __all__ = ["FIGURES", "Figure", "Study"]
 STAGE_COLOURS = ("#009E73", "#56B4E9", "#F0E442", "#E69F00", "#CC79A7", "#0072B2", "#999999")
 MODEL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
 LOG_AXIS = alt.Axis(format="~g", labelOverlap=True, tickCount=6)
-MOST_POINTS = 1500
-"""Marks drawn of one group; above, every k-th is."""
+MOST_POINTS = 1800
+"""Marks drawn in a figure, over all its groups; above, every k-th is: the page stays small, the files hold all."""
 
 
 @dataclass(frozen=True)
@@ -76,8 +76,8 @@ def _series_colour(rows: list[dict[str, Any]]) -> alt.Color:
     return alt.Color("series:N", title="model", scale=alt.Scale(domain=names, range=[MODEL_COLOURS[i % 7] for i in range(len(names))]))
 
 
-def _thin(count: int) -> int:
-    return max(1, -(-count // MOST_POINTS))
+def _thin(count: int, study: Study) -> int:
+    return max(1, -(-count * max(1, len(study.groups)) // MOST_POINTS))
 
 
 def stages(study: Study) -> Any:
@@ -114,7 +114,7 @@ def ecdf(study: Study) -> Any:
     rows = []
     for group in study.groups:
         values = np.sort(group.column("total_ms"))
-        step = _thin(len(values))
+        step = _thin(len(values), study)
         shown = sorted({*range(0, len(values), step), len(values) - 1}) if len(values) else []
         name, n = study.series(group), len(values)
         rows += [{"series": name, "length": group.length, "ms": float(values[i]), "share": (i + 1) / n} for i in shown]
@@ -205,7 +205,7 @@ def tokens(study: Study) -> Any:
     for group in study.groups:
         name = study.series(group)
         runs = group.runs.filter(pl.col("decode_ms").is_not_null() & pl.col("new_tokens").is_not_null())
-        runs = runs.gather_every(_thin(len(runs)))
+        runs = runs.gather_every(_thin(len(runs), study))
         rows += [{"series": name, "steps": s - 1, "ms": ms} for s, ms in runs.select("new_tokens", "decode_ms").rows()]
         fit = fits.get(group.key, {})
         if fit.get("slope_ms_per_token") is not None and len(runs):
@@ -224,7 +224,7 @@ def run_order(study: Study) -> Any:
     rows = []
     for group in study.groups:
         runs = group.runs.filter(pl.col("order").is_not_null()).sort("order", "sample", "repeat")
-        for order, total in runs.gather_every(_thin(len(runs))).select("order", "total_ms").rows():
+        for order, total in runs.gather_every(_thin(len(runs), study)).select("order", "total_ms").rows():
             rows.append({"series": study.series(group), "length": group.length, "order": order, "ms": total})
     if not rows:
         return None
