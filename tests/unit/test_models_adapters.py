@@ -10,7 +10,7 @@ import torch
 from stagebench.errors import ModelError
 from stagebench.models import registry
 from stagebench.models._adapter import cut_at_eos
-from stagebench.models._frames import arrange, frame_grid
+from stagebench.models._frames import arrange, frame_grid, pad_to_square
 from stagebench.models._routes import fill_template
 from stagebench.models.base import Adapter, Decoding, Features, ModelSpec
 from stagebench.models.hooks import EncoderCounter, VisionTimingHooks
@@ -274,6 +274,19 @@ class TestFrames:
         small, large = np.full((2, 2, 3), 7, np.uint8), np.full((4, 5, 3), 9, np.uint8)
         grid = frame_grid([small, large])
         assert grid.shape == (4, 10, 3) and (grid[:2, :2] == 7).all() and (grid[2:, :5] == 0).all() and (grid[:, 5:] == 9).all()
+
+    def test_pad_to_square(self):
+        square = pad_to_square(np.full((2, 4, 3), 9, np.uint8), (1, 2, 3))
+        assert square.shape == (4, 4, 3) and (square[1:3] == 9).all() and (square[[0, 3]] == [1, 2, 3]).all()
+
+    def test_no_frame_of_a_grid_is_cropped_away(self):
+        adapter = registry.create("hf")
+        adapter.load(ModelSpec("dummy:0", "llava", "tiny"), "cpu")
+        black = [np.zeros((48, 64, 3), np.uint8)] * 8
+        before = adapter.preprocess(black, "hello").pixels["pixel_values"]
+        for i in range(8):
+            changed = [*black[:i], np.full((48, 64, 3), 255, np.uint8), *black[i + 1 :]]
+            assert (adapter.preprocess(changed, "hello").pixels["pixel_values"] != before).float().mean() > 0.03
 
     def test_arrange(self):
         frames = [np.full((2, 2, 3), i, np.uint8) for i in range(3)]

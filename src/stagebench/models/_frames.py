@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["FRAMES_AS", "GRID_COLUMNS", "arrange", "frame_grid", "llava_prompt", "video_llava_prompt"]
+__all__ = ["FRAMES_AS", "GRID_COLUMNS", "arrange", "frame_grid", "llava_prompt", "pad_to_square", "video_llava_prompt"]
 
 FRAMES_AS = ("grid", "images", "first", "video")
 GRID_COLUMNS = 4
@@ -32,6 +32,17 @@ def frame_grid(frames: Sequence[np.ndarray], columns: int = GRID_COLUMNS) -> np.
         top, left = i // columns * height, i % columns * width
         grid[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
     return grid
+
+
+def pad_to_square(image: np.ndarray, fill: Sequence[int]) -> np.ndarray:
+    """uint8 [H, W, 3] -> [max, max, 3], the image in the middle of a plain colour: LLaVA-1.5's own setting (`image_aspect_ratio: pad`)."""
+    height, width = image.shape[:2]
+    edge = max(height, width)
+    square = np.empty((edge, edge, 3), np.uint8)
+    square[:] = np.asarray(fill, np.uint8)
+    top, left = (edge - height) // 2, (edge - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
 
 
 def llava_prompt(frames_as: str) -> str:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from stagebench.errors import ModelError
-from stagebench.models._frames import arrange, llava_prompt, video_llava_prompt
+from stagebench.models._frames import arrange, llava_prompt, pad_to_square, video_llava_prompt
 from stagebench.models._text import FastCodec, TextCodec, load_codec, load_tokenizer, read_json
 from stagebench.models.base import Inputs
 from stagebench.models.presets import Preset
@@ -43,6 +43,7 @@ class ClipRoute:
         self.frames_as = _frames_as(config.model_type, frames_as, "video" if self.video_model else "grid", video=self.video_model)
         self.codec = codec
         self.image_processor = _clip_processor(config, folder)
+        self.mean_colour = [int(255 * mean) for mean in self.image_processor.image_mean]
         as_video = self.frames_as == "video"
         self.token = "<video>" if as_video else "<image>"
         self.placeholder_id = int(config.video_token_index if as_video else config.image_token_index)
@@ -58,6 +59,9 @@ class ClipRoute:
         text = fill_template(template, query, len(frames), self.token, pieces, behind="\n")
         each = self.tokens_each * (len(images) if as_video else 1)
         ids = torch.tensor([_expanded(self.codec.encode(text, special=True), self.placeholder_id, each)])
+        if self.frames_as == "grid":
+            # a grid of 8 is 2.7 times as wide as high: CLIP's centre crop would cut off its outer columns, half of the frames
+            images = [pad_to_square(image, self.mean_colour) for image in images]
         done = self.image_processor(images, return_tensors="np", input_data_format="channels_last")["pixel_values"]
         pixels = torch.from_numpy(np.ascontiguousarray(done, dtype=np.float32))  # [n, 3, S, S]
         # transformers 5.17 calls Video-LLaVA's image argument pixel_values_images; the adapter renames it there
