@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def _is_number(text: str) -> bool:
 
 
 @contextmanager
-def steps() -> Iterator[object]:
+def steps() -> Iterator[Callable[[str, int, int], None]]:
     """A callable (what, done, of) that draws progress on a terminal and prints plain lines elsewhere."""
     if not errors.is_terminal:
         yield lambda what, done, of: errors.print(f"{what} {done}/{of}")

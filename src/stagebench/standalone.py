@@ -134,11 +134,11 @@ def run_study(
             extract_shard(plan, shard, output, cache=cache, threads=threads)
             extracted += 1
         tell("extract", number, len(plan.shards))
-    verified: set[tuple[str, str]] = set()
+    verified: set[str] = set()
     for number, job in enumerate(plan.jobs, 1):
         proof = plan.verify_path(job)
         if proof not in verified:
-            run_verify(plan, job, results / proof, cache=cache, device=device)
+            run_verify(plan, plan.verify_job(proof), results / proof, cache=cache, device=device)
             verified.add(proof)
         output = results / job.path
         if not output.exists():
@@ -153,12 +153,11 @@ def run_study(
 def verify_study(
     configfile: Path, output_dir: Path | None, cache: Path, *, only: Sequence[str] | None = None, device: str | None = None
 ) -> Iterator[VerifyReport]:
-    """Verify each model of a study (once for each variant that changes its computation), extracting what that needs.
+    """Verify each model of a study, once for each variant that changes its computation.
 
     Yields every report, passed or not. Raises ConfigError for a model that the study does not have.
     """
     from stagebench.errors import VerifyError
-    from stagebench.extract import extract_shard
     from stagebench.plan import build_plan
     from stagebench.verify import read_report, run_verify
 
@@ -166,18 +165,12 @@ def verify_study(
     unknown = sorted(set(only or ()) - set(config.models))
     if unknown:
         raise ConfigError(f"--models {unknown[0]}: the study has {', '.join(config.models)}")
-    plan = build_plan(config, cache, threads=1)
+    plan = build_plan(config, cache)
     results = output_dir or Path("results") / config.study
-    seen: set[str] = set()
-    for job in plan.jobs:
-        proof = plan.verify_path(job)
-        if proof in seen or (only and job.model not in only):
+    for proof in plan.verify_paths:
+        job = plan.verify_job(proof)  # reads clips live: no shard is needed
+        if only and job.model not in only:
             continue
-        seen.add(proof)
-        for shard in plan.shards:
-            output = cache / f"{shard.name}.parquet"
-            if shard.name in job.block.shards and not output.exists():
-                extract_shard(plan, shard, output, cache=cache, threads=1)
         try:
             yield run_verify(plan, job, results / proof, cache=cache, device=device)
         except VerifyError:

@@ -44,7 +44,7 @@ class Engine(Protocol):
         """Capture or compile for this model. Called once before warm-up."""
 
     def run(self, merge: Callable[[], Prompt], decoding: Decoding, clock: StageClock) -> Tokens:
-        """Run the `prefill` stage (merge included) and the `decode` stage on the clock, and note every token after the first by `clock.token()`.
+        """Run the `prefill` stage (merge included) and the `decode` stage; every token after the first is noted by `clock.token()`.
 
         The stages must be opened and closed here; `decode` is opened also when no token follows the first.
         """
