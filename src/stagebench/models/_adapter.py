@@ -150,6 +150,7 @@ class TransformersAdapter(ABC):
         return self.codec.digest()
 
     def _quantize(self, scheme: str) -> None:
+        """`quantize.apply(model, scheme=, device=, vision=)` changes the model in place and leaves the vision module alone."""
         try:
             quantize = import_module("stagebench.models.quantize")
         except ModuleNotFoundError as error:
@@ -157,7 +158,7 @@ class TransformersAdapter(ABC):
                 f"quantization {scheme!r} needs {error.name}, which is not installed. Install it (pip install 'stagebench[quantization]'), "
                 "or set variants.quantization: [none]."
             ) from error
-        self.model = quantize.apply(self.model, scheme=scheme, device=self.device, vision=self.vision_module())
+        quantize.apply(self.model, scheme=scheme, device=self.device, vision=self.vision_module())
 
 
 def check_frames(frames: Sequence[np.ndarray]) -> None:

@@ -112,7 +112,9 @@ class HuggingFaceAdapter(TransformersAdapter):
                 "Merge a batch with the features of the same batch."
             )
         embeds = embeds.masked_scatter(places.unsqueeze(-1), visual)
-        return Prompt(embeds, inputs.attention_mask, self._positions(inputs))
+        # token_type_ids: what a prefix-attention model (PaliGemma, Gemma 3) needs to see its image tokens in both directions
+        extra = {key: inputs.extra[key] for key in ("token_type_ids",) if key in inputs.extra}
+        return Prompt(embeds, inputs.attention_mask, self._positions(inputs), extra)
 
     def _positions(self, inputs: Inputs) -> torch.Tensor:
         """[B, L], or [4, B, L] (text, time, height, width) for M-RoPE."""
