@@ -40,12 +40,14 @@ class Shard:
         self._fd = fd
         self.verify_ms: float | None = None
         """What verification took; None when it was not asked for."""
-        self._verified = False
+        self._verified = self._sound = False  # every byte, and every byte but the bulk
         self._buffer = HostBuffer()
         self._packed = HostBuffer()
         self._footer = _seal.check_tail(fd, path)
         try:
             self._parquet = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
+            if not os.path.samestat(os.fstat(fd), path.stat()):
+                raise ValueError("replaced while it was opened")
             self._metadata = self._parquet.metadata
             self._read_meta()
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
@@ -98,13 +100,14 @@ class Shard:
         """Check the structure, and the bulk of `clips` (default: of all). Raises ChecksumError."""
         chunks = self._all_chunks()
         try:
-            sound = _seal.structure_digest(self._fd, self._footer, chunks) == self._body
+            sound = self._sound or _seal.structure_digest(self._fd, self._footer, chunks) == self._body
         except ValueError as error:
             raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from None
         threads = threads or min(8, len(os.sched_getaffinity(0)))
         if not sound:
             _seal.check_payloads(self._fd, chunks, self.clips, self.path, threads)  # names the clip where a page is at fault
             raise ChecksumError(f"{self.path}: bytes outside the pages changed since they were written. {_AGAIN}")
+        self._sound = True
         wanted = set(range(len(self.clips))) if clips is None else {self._index[clip] for clip in clips}
         _seal.check_payloads(self._fd, [c for c in chunks if c.bulk and c.row in wanted], self.clips, self.path, threads)
 
