@@ -234,33 +234,34 @@ def _check_anchors(files: list[JobFile]) -> list[tuple[Code, str]]:
         by_machine.setdefault((file.machine_label, kind), []).append(file)
     for (label, kind), group in sorted(by_machine.items()):
         bound = ANCHOR_BOUND[kind]
-        readings: dict[str, list[tuple[float, Path]]] = {}
+        readings: dict[str, list[tuple[float, str, Path]]] = {}
         for file in group:
-            for name, value in _anchor_times(file.job):
-                readings.setdefault(name, []).append((value, file.path))
+            for name, value in _anchor_times(file.job).items():
+                readings.setdefault(name, []).append((value, f"{file.model}, {file.block}", file.path))
         for name, found in sorted(readings.items()):
-            (low, where_low), (high, where_high) = min(found), max(found)
+            (low, where_low, _), (high, where_high, slow) = min(found), max(found)
             if low > 0 and high / low - 1 > bound:
-                text = f"{label}: anchor {name!r} took {low:.4g} ms ({where_low.name}) to {high:.4g} ms ({where_high.name})"
+                text = f"anchor {name!r} took {low:.4g} ms ({where_low}) to {high:.4g} ms ({where_high}) on {label}"
                 if kind == "cuda":
                     raise MergeError(
                         f"{text}, more than {bound:.0%} apart: the machine changed speed between jobs, so their rows must not be "
-                        f"pooled. Look for throttling or neighbours, delete {where_high}, and run its timing job again."
+                        f"pooled. Look for throttling or neighbours, delete {slow}, and run its timing job again."
                     )
                 warnings.append((Code.WARN_ANCHOR_DRIFT, text))
     return warnings
 
 
-def _anchor_times(job: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+def _anchor_times(job: Mapping[str, Any]) -> dict[str, float]:
+    """Anchor workload -> its faster reading of before and after, in ms: how fast the machine could be. What moved within a job is that
+    job's own finding (WARN_ANCHOR_DRIFT)."""
+    best: dict[str, float] = {}
     anchors = job.get("anchors")
-    if not isinstance(anchors, Mapping):
-        return
     for when in ("before", "after"):
-        reading = anchors.get(when)
-        if isinstance(reading, Mapping):
-            for name, value in reading.items():
-                if isinstance(value, (int, float)) and not isinstance(value, bool):
-                    yield str(name), float(value)
+        reading = anchors.get(when) if isinstance(anchors, Mapping) else None
+        for name, value in reading.items() if isinstance(reading, Mapping) else ():
+            if isinstance(value, (int, float)) and not isinstance(value, bool):
+                best[str(name)] = min(best.get(str(name), float(value)), float(value))
+    return best
 
 
 def _rows(file: JobFile) -> pa.Table:

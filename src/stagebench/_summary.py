@@ -43,7 +43,7 @@ def bottleneck_sentences(stages: Table, optimisations: Table) -> list[dict[str, 
         stage = row["bottleneck"]
         if stage is None or row[f"{stage}_share"] is None:
             continue
-        text = f"{row['model']} ({row['length']}): {stage} takes {100 * row[f'{stage}_share']:.1f} % of the total"
+        text = f"{row['model']} at length {row['length']}: {stage} takes {100 * row[f'{stage}_share']:.1f} % of the total"
         if row["host_bound_share"] is not None:
             text += f"; {100 * row['host_bound_share']:.1f} % of the device stages' time is host-bound"
         group = ("machine", "dataset", "model", "length")

@@ -76,7 +76,9 @@ def read_verifications(results: Path, proofs: Sequence[str]) -> tuple[list[dict[
 
 def judge(timings: Path, groups: Sequence[Group], config: Config, more: Sequence[Finding]) -> StudyVerdict:
     """All findings of a merged study. `more`: what was found elsewhere (verify reports, anchors)."""
-    findings = [*more, *_row_codes(timings)]
+    # a job's own finding says more than the count of rows that it marked
+    said = {(f.code, f.where) for f in more if not f.code.startswith("invalid_")}
+    findings = [*more, *(f for f in _row_codes(timings) if (f.code, f.where) not in said)]
     by_variant: dict[tuple[str, str, str, str], list[Group]] = {}
     for group in groups:
         by_variant.setdefault(group.key[:4], []).append(group)
