@@ -16,4 +16,6 @@ if __name__ == "__main__":
         require_gpu(snakemake.resources)
         paths = snakemake.config["paths"]
         plan = Plan.read(Path(paths["results"], "plan.json"))
-        run_job(plan, plan.job(**dict(snakemake.wildcards)), Path(snakemake.output[0]), cache=Path(paths["cache"]))
+        run_job(
+            plan, plan.job(**dict(snakemake.wildcards)), Path(snakemake.output[0]), cache=Path(paths["cache"]), threads=snakemake.threads
+        )
