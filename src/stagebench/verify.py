@@ -149,6 +149,7 @@ def _logits_equal(s: _Subject) -> tuple[bool, str]:
         inputs_embeds=prompt.embeds,
         attention_mask=prompt.attention_mask,
         position_ids=prompt.position_ids,
+        **prompt.extra,
         use_cache=False,
         logits_to_keep=1,
     )

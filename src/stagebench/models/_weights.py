@@ -37,7 +37,7 @@ def checkpoint_folder(weights: str) -> Path:
             raise ModelError(
                 f"{path}: has auto_map, which asks for Python code from the checkpoint to be run; stagebench never runs it. "
                 "Use a conversion of this model to transformers' own classes (often published as <name>-hf), remove the auto_map key where "
-                "transformers has the class, or write an adapter (docs/adding_a_model.md)."
+                "transformers has the class, or write an adapter (docs/adding-a-model.md)."
             )
     return folder
 
