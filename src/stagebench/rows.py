@@ -36,7 +36,7 @@ class Code(StrEnum):
     INVALID_TOKEN_COUNT = "invalid_token_count"  # noqa: S105  (a verdict code, no password)
     """A fixed length was not met, or EOS stands elsewhere than at the end."""
     INVALID_PLAIN_DIFFERS = "invalid_plain_differs"
-    """The run without instrumentation gave other tokens, or another total beyond 2 % + noise."""
+    """The run without instrumentation gave other output, or another total, beyond what repeats of the same run differ by."""
     INVALID_NO_ACCEPTED = "invalid_no_accepted"
     """No accepted sample is left."""
     INVALID_TOO_MANY_FAILED = "invalid_too_many_failed"
@@ -103,6 +103,8 @@ SCHEMA = pa.schema(
         ("finish_reason", _TEXT),
         ("encoder_calls", pa.int32()),
         ("feature_hash", _TEXT),
+        ("plain_token_ids", pa.list_(pa.int32())),
+        ("plain_feature_hash", _TEXT),
         *((f"{stage}_peak_bytes", pa.int64()) for stage in STAGES),
         ("kv_bytes", pa.int64()),
         ("weights_bytes", pa.int64()),
@@ -115,7 +117,7 @@ SCHEMA = pa.schema(
 """Per-batch times stand in every row of the batch; per-sample figures are derived (time / batch).
 
 `clip_digest`: content digest of the clip's source files, by which rows of unchanged samples are taken over.
-`plain_total_ms`: total of a run of the same sample and repeat without instrumentation, where one was made.
+`plain_*`: total and output of a run of the same sample and repeat without instrumentation, where one was made.
 `weights_bytes`: parameters and buffers of the whole model. `limit_ms`: bytes that one decode step reads (language model
 without its embedding table, and KV cache) over the bandwidth measured in the same job; `share_of_limit`: limit_ms / (ms per token).
 `harness_ms`: the harness's own cost of one sample, from the null workload.

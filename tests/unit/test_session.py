@@ -15,7 +15,7 @@ from stagebench.machine import Monitor, Reading
 from stagebench.models import registry
 from stagebench.models.base import ModelSpec
 from stagebench.rows import SCHEMA, Code
-from stagebench.session import DeviceLostError, Journal, Limits, Settings, Subject, Task, time_samples
+from stagebench.session import DeviceLostError, Journal, Limits, Settings, Subject, Task, time_samples, validity
 from stagebench.stages import STAGES, StageClock
 
 torch.set_num_threads(1)
@@ -98,7 +98,7 @@ def test_fixed_lengths_are_exact_and_capped_ones_are_named(subject):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_sleep_in_one_stage_shows_there_and_nowhere_else(adapter, stage):
-    """20 ms of sleep; the stage's median rises by 20 ms, every other by less than 8 (the test machine is shared)."""
+    """20 ms of sleep; fastest runs are compared, for what else runs on the test machine can only lengthen a stage."""
     slow = time.sleep
 
     def after(function):
@@ -137,24 +137,24 @@ def test_a_sleep_in_one_stage_shows_there_and_nowhere_else(adapter, stage):
         name = {"preprocess": "preprocess", "encode": "encode", "prefill": "merge"}[stage]
         changed = replace(plain, adapter=patched(adapter, **{name: after(getattr(adapter, name))}))
 
-    def medians(subject):
+    def fastest(subject):
         rows = measured(subject, 3, settings).rows
-        return {s: float(np.median([r[f"{s}_ms"] for r in rows])) for s in (*STAGES, "total")}, rows
+        return {s: min(r[f"{s}_ms"] for r in rows) for s in (*STAGES, "total", "residual")}
 
-    base, _ = medians(plain)
+    base = fastest(plain)
     if stage == "decode":
         handle = head.register_forward_pre_hook(pause)
         try:
-            with_sleep, rows = medians(changed)
+            with_sleep = fastest(changed)
         finally:
             handle.remove()
     else:
-        with_sleep, rows = medians(changed)
+        with_sleep = fastest(changed)
     assert 19 < with_sleep[stage] - base[stage] < 35
     for other in set(STAGES) - {stage}:
         assert abs(with_sleep[other] - base[other]) < 8, other
     assert with_sleep["total"] - base["total"] > 12
-    assert Code.SUSPECT_RESIDUAL not in codes(rows)
+    assert with_sleep["residual"] < 2
 
 
 def test_time_between_stages_is_a_suspect_residual(subject):
@@ -287,7 +287,7 @@ def test_plain_runs_agree_and_are_recorded(subject):
     outcome = measured(subject, 4, replace(FIXED, plain_share=0.5, repeats=RepeatsConfig(min=2, max=2)))
     paired = [r for r in outcome.rows if r["plain_total_ms"] is not None]
     assert len(paired) == 4 and {r["order"] for r in paired} == {0, 2}
-    assert Code.INVALID_PLAIN_DIFFERS not in codes(outcome.rows)
+    assert Code.INVALID_PLAIN_DIFFERS not in codes(outcome.rows) and validity.check_outputs(outcome.rows) == []
 
 
 def test_instrumentation_that_changes_the_output_is_invalid(subject, adapter):
@@ -299,8 +299,21 @@ def test_instrumentation_that_changes_the_output_is_invalid(subject, adapter):
             return replace(features, embeds=tuple(e + 1 for e in features.embeds))
         return features
 
-    rows = measured(replace(subject, adapter=patched(adapter, encode=encode)), 1, replace(FIXED, plain_share=1.0)).rows
-    assert Code.INVALID_PLAIN_DIFFERS in rows[0]["codes"]
+    settings = replace(FIXED, plain_share=1.0)
+    rows = measured(replace(subject, adapter=patched(adapter, encode=encode)), 1, settings).rows
+    assert [f.code for f in validity.check_outputs(rows)][:1] == [Code.INVALID_PLAIN_DIFFERS]
+    assert validity.check_outputs(measured(subject, 1, settings).rows) == []
+
+
+def test_a_plain_run_that_fails_is_invalid(subject, adapter):
+    def encode(inputs):
+        if not adapter.vision_module()._forward_pre_hooks:
+            raise RuntimeError("no hooks, no features")
+        return adapter.encode(inputs)
+
+    settings = replace(FIXED, plain_share=1.0, warmup=0)
+    row = measured(replace(subject, adapter=patched(adapter, encode=encode)), 1, settings).rows[0]
+    assert Code.INVALID_PLAIN_DIFFERS in row["codes"] and "no hooks" in row["reason"]
 
 
 class Sensors(Monitor):

@@ -124,6 +124,37 @@ class TestJobChecks:
             pairs = zip(noisy(12, seed, 0.05), noisy(12, seed + 1000, 0.05), strict=True)
             assert not validity.check_plain([row(n, total_ms=120 * f, plain_total_ms=120 * g) for n, (f, g) in enumerate(pairs)])
 
+    def outputs(self, changed, dtype="bfloat16", samples=3, repeats=4):
+        """Rows whose instrumented outputs vary by chance, and whose plain ones do too or, `changed`, always differ."""
+        rng = np.random.default_rng(0)
+
+        def draw():
+            return [1, int(rng.random() < 0.3)]
+
+        for sample in range(samples):
+            for repeat in range(repeats):
+                ids = draw()
+                yield row(
+                    sample, repeat=repeat, dtype=dtype, token_ids=ids, plain_token_ids=[9, 9] if changed else draw(),
+                    feature_hash="f", plain_feature_hash="f",
+                )  # fmt: skip
+
+    def test_tokens_that_vary_from_run_to_run_are_no_fault_of_instrumentation(self):
+        assert validity.check_outputs(list(self.outputs(changed=False))) == []
+
+    def test_tokens_that_always_change_with_instrumentation_are(self):
+        found = validity.check_outputs(list(self.outputs(changed=True)))
+        assert found[0].code is Code.INVALID_PLAIN_DIFFERS and "48 of 48" in found[0].text
+
+    def test_in_float32_one_other_token_is_enough(self):
+        rows = [row(0, dtype="float32", token_ids=[1, 2], plain_token_ids=[1, 3], feature_hash="f", plain_feature_hash="f")]
+        assert "tokens" in validity.check_outputs(rows)[0].text
+        assert validity.check_outputs([rows[0] | {"plain_token_ids": [1, 2]}]) == []
+
+    def test_features_that_repeat_must_repeat_without_instrumentation(self):
+        rows = [row(0, dtype="bfloat16", repeat=n, feature_hash="f", plain_feature_hash="g") for n in range(2)]
+        assert "features" in validity.check_outputs(rows)[0].text
+
     def test_a_slow_first_sample_names_the_key(self):
         rows = [row(n, encode_ms=10 * f) for n, f in enumerate(noisy(10))]
         assert validity.check_first(rows) == []

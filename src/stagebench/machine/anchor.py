@@ -13,8 +13,10 @@ __all__ = ["ANCHOR_BOUND", "anchor", "anchor_drift", "bandwidth"]
 ANCHOR_BOUND = {"cuda": 0.05, "cpu": 0.15}
 """Anchors that differ by more than this share were taken on machines in different states. A shared CPU is less steady than a GPU."""
 
-_GEMV = 8192  # square bf16 matrix: 128 MiB, beyond any L2 cache in use
+_GEMV = 16384  # square bf16 matrix: 512 MiB, beyond any L2 cache in use
 _MATMUL = 4096
+_WARM_S = 0.15
+"""An idle GPU's clocks come up over tens of milliseconds: an anchor before that would time the idle state."""
 _CPU_MATMUL = 384
 _CPU_STREAM = 4 << 20  # float32 values: 16 MiB
 
@@ -22,19 +24,20 @@ _CPU_STREAM = 4 << 20  # float32 values: 16 MiB
 def anchor(device: str) -> dict[str, float]:
     """Milliseconds of each fixed workload: the fastest of several runs, which other work on the machine can only lengthen.
 
-    CUDA: `gemv_ms` (bandwidth-bound) and `matmul_ms` (compute-bound), bf16. CPU: `matmul_ms` and `stream_ms`, numpy float32.
-    Takes some tens of milliseconds.
+    CUDA: `gemv_ms` (bandwidth-bound, bf16 16384 x 16384; smaller, and named so, where memory is short) and `matmul_ms` (compute-bound,
+    bf16 4096). CPU: `matmul_ms` and `stream_ms`, numpy float32. Takes up to half a second.
     """
     if device.startswith("cuda"):
         import torch
 
+        side = _gemv_side(device)
         with torch.inference_mode():
-            matrix = torch.ones(_GEMV, _GEMV, device=device, dtype=torch.bfloat16)
-            vector = torch.ones(_GEMV, device=device, dtype=torch.bfloat16)
+            matrix = torch.ones(side, side, device=device, dtype=torch.bfloat16)
+            vector = torch.ones(side, device=device, dtype=torch.bfloat16)
             square = matrix[:_MATMUL, :_MATMUL].contiguous()
             return {
-                "gemv_ms": _cuda_ms(lambda: torch.mv(matrix, vector), device, 20),
-                "matmul_ms": _cuda_ms(lambda: torch.mm(square, square), device, 10),
+                f"gemv{'' if side == _GEMV else side}_ms": _cuda_ms(lambda: torch.mv(matrix, vector), device),
+                "matmul_ms": _cuda_ms(lambda: torch.mm(square, square), device),
             }
     rng = np.random.default_rng(0)
     left = rng.random((_CPU_MATMUL, _CPU_MATMUL), dtype=np.float32)
@@ -57,34 +60,46 @@ def bandwidth(device: str) -> float:
     import torch
 
     cuda = device.startswith("cuda")
-    side = 16384 if cuda else 5792
-    if cuda:
-        free, _ = torch.cuda.mem_get_info(device)
-        while side > 2048 and side * side * 2 > free // 4:
-            side //= 2
-    dtype = torch.bfloat16 if cuda else torch.float32
+    side, dtype = (_gemv_side(device), torch.bfloat16) if cuda else (5792, torch.float32)
     with torch.inference_mode():
         matrix = torch.ones(side, side, device=device, dtype=dtype)
         vector = torch.ones(side, device=device, dtype=dtype)
-        call = lambda: torch.mv(matrix, vector)  # noqa: E731
-        ms = _cuda_ms(call, device, 20) if cuda else _cpu_ms(call, 6)
+
+        def call() -> Any:
+            return torch.mv(matrix, vector)
+
+        ms = _cuda_ms(call, device) if cuda else _cpu_ms(call, 6)
     return matrix.nbytes / (ms * 1e-3)
 
 
-def _cuda_ms(call: Callable[[], Any], device: str, runs: int) -> float:
+def _gemv_side(device: str) -> int:
+    import torch
+
+    free, _ = torch.cuda.mem_get_info(device)
+    side = _GEMV
+    while side > _MATMUL and side * side * 2 > free // 4:
+        side //= 2
+    return side
+
+
+def _cuda_ms(call: Callable[[], Any], device: str, batches: int = 10, calls: int = 10) -> float:
+    """Milliseconds a call, of the fastest batch: back to back, so that the host's launches do not stand between them."""
     import torch
 
     with torch.cuda.device(device):
-        for _ in range(3):
+        end_of_warming = time.perf_counter() + _WARM_S
+        while time.perf_counter() < end_of_warming:
             call()
+            torch.cuda.synchronize()
         times = []
-        for _ in range(runs):
+        for _ in range(batches):
             begin, end = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
             begin.record()
-            call()
+            for _ in range(calls):
+                call()
             end.record()
             end.synchronize()
-            times.append(float(begin.elapsed_time(end)))
+            times.append(float(begin.elapsed_time(end)) / calls)
     return min(times)
 
 

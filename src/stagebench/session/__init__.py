@@ -1,5 +1,6 @@
 """Timing jobs: warm-up, repeats, order, validity, journal."""
 
+from stagebench.session import validity
 from stagebench.session.build import Limits
 from stagebench.session.core import Outcome, Settings, time_samples
 from stagebench.session.job import JobReport, run_job
@@ -22,4 +23,5 @@ __all__ = [
     "load_adapter",
     "run_job",
     "time_samples",
+    "validity",
 ]

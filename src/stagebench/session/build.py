@@ -146,10 +146,15 @@ def _row(
         codes.append(Code.DISCARDED_THROTTLED)
         row["reason"] = row["reason"] or "; ".join(throttled)
     if m.plain is not None:
-        row["plain_total_ms"] = m.plain.times.total_ms if m.plain.times is not None else None
-        if m.plain.tokens is None or m.plain.tokens.ids[index] != ids or m.plain.feature_hashes[index] != run.feature_hashes[index]:
+        if m.plain.times is None or m.plain.tokens is None:
             codes.append(Code.INVALID_PLAIN_DIFFERS)
-            row["reason"] = row["reason"] or "the run without instrumentation gave other output"
+            row["reason"] = row["reason"] or f"the run without instrumentation ended as {m.plain.status.value}: {m.plain.reason}"
+        else:
+            row |= {
+                "plain_total_ms": m.plain.times.total_ms,
+                "plain_token_ids": list(m.plain.tokens.ids[index]),
+                "plain_feature_hash": m.plain.feature_hashes[index],
+            }
     row["codes"] = [code.value for code in codes]
     return row
 

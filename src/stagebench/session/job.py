@@ -264,7 +264,9 @@ class _Job:
     ) -> list[Finding]:
         """What the job as a whole shows. Row codes of single samples are set here too, where they need the others."""
         fresh = outcome.fresh
-        found = [*validity.check_clocks(fresh), *validity.check_first(fresh), *validity.check_drift(fresh), *validity.check_plain(fresh)]
+        measured = [row for row in outcome.rows if Code.REUSED.value not in row["codes"]]
+        found = [*validity.check_clocks(fresh), *validity.check_first(fresh), *validity.check_drift(fresh)]
+        found += [*validity.check_plain(measured), *validity.check_outputs(measured)]
         drift = machine.anchor_drift(before, after)
         bound = machine.ANCHOR_BOUND["cuda" if self.device.startswith("cuda") else "cpu"]
         if drift > bound:

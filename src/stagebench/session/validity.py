@@ -5,6 +5,8 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import combinations
+from math import comb
 from typing import Any
 
 import numpy as np
@@ -12,7 +14,7 @@ import numpy as np
 from stagebench.rows import Code, Status
 from stagebench.stages import CLOSURE_MS
 
-__all__ = ["Finding", "accepted", "check_clocks", "check_drift", "check_first", "check_plain", "mark_accepted"]
+__all__ = ["Finding", "accepted", "check_clocks", "check_drift", "check_first", "check_outputs", "check_plain", "mark_accepted"]
 
 Row = dict[str, Any]
 
@@ -22,6 +24,7 @@ FIRST_IQR = 3.0
 FIRST_SHARE = 0.2
 DRIFT_Z = 3.3
 DRIFT_SHARE = 0.03
+OUTPUT_P = 1e-3
 MIN_SAMPLES = 8
 """Fewer samples than this show neither an outlier nor a drift."""
 
@@ -76,6 +79,48 @@ def check_plain(rows: Sequence[Row]) -> list[Finding]:
         return []
     text = f"instrumentation moves totals by {middle:+.1%} (fastest runs {fastest:+.1%}) in {len(pairs)} pairs, {bound:.1%} allowed"
     return [Finding(Code.INVALID_PLAIN_DIFFERS, text)]
+
+
+def check_outputs(rows: Sequence[Row]) -> list[Finding]:
+    """INVALID_PLAIN_DIFFERS when features or tokens change with instrumentation.
+
+    Where runs of one sample repeat bit by bit, any difference between an instrumented and a plain run is a fault. In bfloat16 a GPU's
+    matrix-vector products sum in no fixed order, and greedy tokens differ from run to run, instrumented or not; then the share of
+    instrumented-plain pairs that differ must not exceed that of instrumented-instrumented pairs (Fisher's exact test, p < 0.001).
+    """
+    findings = []
+    for what, ours, plain in (("features", "feature_hash", "plain_feature_hash"), ("tokens", "token_ids", "plain_token_ids")):
+        within, across = _pairs(rows, ours, plain)
+        if not across or not any(across):
+            continue
+        exact = not any(within) and (what == "features" or all(row["dtype"] in (None, "float32") for row in rows))
+        if exact or _fisher(sum(across), len(across), sum(within), len(within)) < OUTPUT_P:
+            counts = (
+                f"{sum(across)} of {len(across)} pairs of a run with and one without instrumentation, {sum(within)} of {len(within)} with"
+            )
+            findings.append(Finding(Code.INVALID_PLAIN_DIFFERS, f"{what} differ in {counts}"))
+    return findings
+
+
+def _pairs(rows: Sequence[Row], ours: str, plain: str) -> tuple[list[bool], list[bool]]:
+    """Whether outputs differ: between instrumented runs of a sample, and between instrumented and plain ones; paired samples only."""
+    runs: dict[tuple[str, str], tuple[list[Any], list[Any]]] = {}
+    for row in rows:
+        if row[ours] is not None:
+            found = runs.setdefault((row["sample"], row["length"]), ([], []))
+            found[0].append(row[ours])
+            if row[plain] is not None:
+                found[1].append(row[plain])
+    paired = [found for found in runs.values() if found[1]]
+    within = [a != b for instrumented, _ in paired for a, b in combinations(instrumented, 2)]
+    across = [a != b for instrumented, bare in paired for a in instrumented for b in bare]
+    return within, across
+
+
+def _fisher(k: int, n: int, other_k: int, other_n: int) -> float:
+    """Probability that k of n and not fewer are among those that differ, when all n + other_n pairs are alike."""
+    differ, total = k + other_k, n + other_n
+    return sum(comb(differ, i) * comb(total - differ, n - i) for i in range(k, min(n, differ) + 1)) / comb(total, n)
 
 
 def check_first(rows: Sequence[Row]) -> list[Finding]:
