@@ -22,6 +22,7 @@ from stagebench import engines
 from stagebench.errors import StagebenchError, VerifyError
 from stagebench.models.base import Adapter, Decoding, Features, Inputs, Tokens
 from stagebench.models.hooks import VisionTimingHooks
+from stagebench.models.ties import LOGIT_TOLERANCE, first_divergence
 from stagebench.stages import StageClock
 
 if TYPE_CHECKING:
@@ -30,10 +31,6 @@ if TYPE_CHECKING:
 __all__ = ["Check", "VerifyReport", "read_report", "run_verify", "verify_model"]
 
 log = logging.getLogger(__name__)
-
-LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
-"""Largest |difference| of any logit, in units of the logits' standard deviation. The two paths run the same kernels on the same
-shapes; what remains is the rounding of a different order of operations. The mildest wrong port known (frames reversed) is at 0.18."""
 
 TOWER_TIME_SHARE = 0.35
 TOWER_TIME_MS = 2.0
@@ -133,6 +130,13 @@ class _Subject:
     def decoupled(self) -> Tokens:
         return self.decode(self.adapter.encode(self.inputs))
 
+    def same(self, a: Sequence[int], b: Sequence[int], what: str) -> tuple[bool, str]:
+        """Equal greedy ids; below float32, also ids that part at a tie."""
+        parting = first_divergence(self.adapter, self.adapter.merge(self.inputs, self.adapter.encode(self.inputs)), a, b)
+        if parting is None:
+            return True, f"{what}: {len(a)} greedy tokens are equal"
+        return parting.tie and len(a) == len(b), f"{what}: {len(a)} and {len(b)} tokens; {parting}"
+
 
 def _run(name: str, check: Any, subject: _Subject) -> Check:
     try:
@@ -164,15 +168,7 @@ def _logits_equal(s: _Subject) -> tuple[bool, str]:
 
 
 def _tokens_equal(s: _Subject) -> tuple[bool, str]:
-    ours, theirs = s.decoupled().ids[0], s.adapter.monolithic(s.inputs, s.decoding).ids[0]
-    same = next((i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b), min(len(ours), len(theirs)))
-    detail = f"{same} of {len(theirs)} greedy tokens agree ({len(ours)} decoupled)"
-    if ours == theirs:
-        return True, detail
-    if s.adapter.spec.dtype is torch.float32:
-        return False, detail
-    # below float32, ties between near-equal logits are broken by rounding: the logits check above is the test
-    return len(ours) == len(theirs), detail + "; after the first tie is broken by rounding the texts differ"
+    return s.same(s.decoupled().ids[0], s.adapter.monolithic(s.inputs, s.decoding).ids[0], "decoupled and monolithic")
 
 
 def _one_encoder_call(s: _Subject) -> tuple[bool, str]:
@@ -195,8 +191,9 @@ def _features_reused(s: _Subject) -> tuple[bool, str]:
     second = s.decode(features)
     if features.content_hash() != before:
         return False, "decoding changed the cached features"
-    if first.ids != second.ids:
-        return False, "two decodings of the same cached features gave different tokens"
+    equal, detail = s.same(first.ids[0], second.ids[0], "two decodings of the same cached features")
+    if not equal:
+        return False, detail
     if again:
         return False, f"ran in encode and again after it: {', '.join(again[:4])}"
     return True, f"{len(encode_modules)} modules ran in encode, none of them after it"
@@ -246,9 +243,8 @@ def _hooks_agree(s: _Subject) -> tuple[bool, str]:
 
 
 def _instrumentation_free(s: _Subject) -> tuple[bool, str]:
-    instrumented = s.decoupled().ids
-    plain = s.decode(s.adapter.encode(s.inputs), StageClock(s.adapter.device, sync=False)).ids
-    return instrumented == plain, "tokens with and without stage synchronisation are " + ("equal" if instrumented == plain else "different")
+    plain = s.decode(s.adapter.encode(s.inputs), StageClock(s.adapter.device, sync=False))
+    return s.same(s.decoupled().ids[0], plain.ids[0], "with and without stage synchronisation")
 
 
 _CHECKS = {
