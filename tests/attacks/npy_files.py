@@ -139,6 +139,16 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "object_array_of_one": (lambda: pickled({"x": np.array([1], dtype=object)}), "x: of type object array"),
     "object_array_of_arrays": (lambda: pickled({"x": np.array([np.zeros(2), np.zeros(3)], dtype=object)}), "list of several values"),
     "object_array_1d": (lambda: npy(pickle.dumps(np.array([{}], dtype=object)), shape="(1,)"), "object array of shape"),
+    "array_of_another_class": (
+        lambda: in_dict(b"cnumpy._core.multiarray\n_reconstruct\ncnumpy\ndtype\nK\x00\x85U\x01b\x87R"),
+        "a subclass of ndarray",
+    ),
+    "pointers_as_objects": (
+        lambda: in_dict(
+            b"cnumpy._core.numeric\n_frombuffer\n(U\x08" + b"\x41" * 8 + b"cnumpy\ndtype\nU\x02O8\x89\x88\x87RK\x01\x85X\x01\x00\x00\x00CtR"
+        ),
+        "an array of objects inside the dict",
+    ),
     "array_subclass": (lambda: pickled({**columns(), "x": _matrix}), "callable numpy"),
     "masked_array": (lambda: pickled({**columns(), "x": np.ma.zeros(3)}), "callable numpy.ma"),
     "fields": (lambda: pickled({**columns(), "x": np.zeros(3, [("a", "<u2")])}), "dtype 'V2'"),
@@ -155,7 +165,7 @@ ATTACKS: dict[str, tuple[Callable[[], bytes], str]] = {
     "no_dict": (lambda: pickled(1.5), "holds a float"),
     "plain_pickle_of_dict": (lambda: npy(pickle.dumps({"x": 1})), "0-d object array was expected"),
     "dict_that_holds_itself": (lambda: around(b"}q\x63U\x01xh\x63s"), "of type dict"),
-    "list_that_holds_itself": (lambda: around(b"]q\x63h\x63a"), "list"),
+    "list_that_holds_itself": (lambda: around(b"]q\x63h\x63a"), "objects inside an object array"),
     "key_twice": (lambda: around(b"}U\x01xK\x01sU\x01xK\x02s"), "twice"),
     "key_of_tuples": (lambda: around(b"}" + _laughs(60) + b"K\x01s"), "dict key"),
     "key_too_long": (lambda: pickled({"k" * 100: np.zeros(1)}), "dict key"),

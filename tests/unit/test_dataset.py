@@ -164,7 +164,7 @@ def test_path_attacks(tmp_path, field, name):
     data = json.dumps([entry(0), entry(1, **{field: path})]).encode()
     with pytest.raises(DatasetError) as caught:
         load(tmp_path, data)
-    assert words in str(caught.value) and "entry 1 (id 'id-1')" in str(caught.value)
+    assert words in str(caught.value).replace(str(tmp_path), "") and "entry 1 (id 'id-1')" in str(caught.value)
     if not isinstance(PATHS[name][0], str) or name == "root_itself":
         return
     assert isinstance(caught.value, UnsafePathError)
@@ -177,7 +177,7 @@ def test_text_attacks(tmp_path, name):
     build, words = TEXTS[name]
     with pytest.raises(DatasetError) as caught:
         load(tmp_path, build())
-    assert words in str(caught.value) and NAME in str(caught.value) and len(str(caught.value)) < 1000
+    assert words in str(caught.value).replace(str(tmp_path), "") and NAME in str(caught.value) and len(str(caught.value)) < 1000
 
 
 def test_index_too_large_is_not_read(tmp_path):

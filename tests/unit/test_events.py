@@ -89,7 +89,7 @@ def test_wrong_columns(tmp_path, name):
     changes, words = BAD[name]
     with pytest.raises(CorruptClipError, match=words) as caught:
         read_events(save(tmp_path, **changes))
-    assert "clip.npy" in str(caught.value)
+    assert "clip.npy" in str(caught.value) and words.replace("\\", "") in str(caught.value).replace(str(tmp_path), "")
 
 
 def test_missing_column_names_what_is_there(tmp_path):
@@ -192,7 +192,7 @@ def test_dsec_attacks(tmp_path, h5py, name):
     build(tmp_path / "events.h5")
     with pytest.raises(SourceError) as caught:
         read_events(tmp_path / "events.h5", window=(51_835_000_000 + 10_000, 51_835_000_000 + 20_000))
-    assert words in str(caught.value) and "events.h5" in str(caught.value)
+    assert words in str(caught.value).replace(str(tmp_path), "") and "events.h5" in str(caught.value)
 
 
 def test_dsec_missing_library_or_filter(tmp_path, h5py, monkeypatch):

@@ -97,7 +97,9 @@ def test_attack_is_refused(tmp_path, name):
     finally:
         tracemalloc.stop()
     message = str(caught.value)
-    assert words in message and str(path) in message and "Do not open it with allow_pickle" in message
+    assert str(path) in message
+    message = message.replace(str(path), "")  # the folder carries the attack's name
+    assert words in message and "Do not open it with allow_pickle" in message
     assert len(message) < 1000
     assert peak < 5 * path.stat().st_size + (1 << 20)
 

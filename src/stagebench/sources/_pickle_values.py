@@ -79,6 +79,4 @@ def view(buffer: Any, dtype: Any, shape: Any, *, fortran: bool) -> np.ndarray:
         expected *= size
     if expected != len(buffer):
         raise Refused(f"an array of shape {shape} and dtype {plain} that takes {expected:,} bytes and holds {len(buffer):,}")
-    array: np.ndarray = np.frombuffer(buffer, dtype=plain).reshape(shape, order="F" if fortran else "C")
-    array.flags.writeable = False
-    return array
+    return np.frombuffer(buffer, dtype=plain).reshape(shape, order="F" if fortran else "C")

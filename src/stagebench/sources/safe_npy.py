@@ -151,9 +151,7 @@ def _plain_array(data: memoryview) -> np.ndarray:
     held = len(data) - begin
     if expected != held:
         raise Refused(f"an array of shape {shape} and dtype {dtype} that takes {expected:,} bytes and holds {held:,}")
-    array: np.ndarray = np.frombuffer(data[begin:], dtype=dtype).reshape(shape, order="F" if fortran else "C")
-    array.flags.writeable = False
-    return _checked(array)
+    return _checked(np.frombuffer(data[begin:], dtype=dtype).reshape(shape, order="F" if fortran else "C"))
 
 
 def _checked(array: np.ndarray) -> np.ndarray:
