@@ -117,18 +117,21 @@ def remux(
     return path
 
 
-def patch_edit_list(path: Path, *, first: int = 0, frames: int | None = None) -> Path:
-    """Let the edit list begin `first` frames later and hold `frames` frames: how editors cut without encoding anew."""
-    data = bytearray(path.read_bytes())
-    at = data.index(b"elst")
-    version, entries = data[at + 4], struct.unpack_from(">I", data, at + 8)[0]
-    assert (version, entries) == (0, 1)
-    duration, media_time = struct.unpack_from(">Ii", data, at + 12)
-    scale = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)[0]
+def edit(path: Path, *cuts: tuple[int, int]) -> Path:
+    """Let the edit list show `frames` frames from the `first` on, for each (first, frames): cutting without encoding anew."""
     with av.open(str(path)) as container:
         step = int(1 / (RATE * container.streams.video[0].time_base))
-    duration = duration - first * scale // RATE if frames is None else frames * scale // RATE
-    struct.pack_into(">Ii", data, at + 12, duration, media_time + first * step)
+    data = path.read_bytes()
+    scale = struct.unpack_from(">I", data, data.index(b"mvhd") + 16)[0]
+    at = data.index(b"elst") - 4
+    (size,) = struct.unpack_from(">I", data, at)
+    (delay,) = struct.unpack_from(">i", data, at + 20)  # media_time of the first frame, which B-frames put above 0
+    entries = b"".join(struct.pack(">IiHH", frames * scale // RATE, delay + first * step, 1, 0) for first, frames in cuts)
+    box = struct.pack(">I4sII", 16 + len(entries), b"elst", 0, len(cuts)) + entries
+    data = bytearray(data[:at] + box + data[at + size :])
+    for parent in (b"moov", b"trak", b"edts"):  # moov stands last: no frame moves
+        found = data.index(parent) - 4
+        struct.pack_into(">I", data, found, struct.unpack_from(">I", data, found)[0] + len(box) - size)
     path.write_bytes(data)
     return path
 
@@ -197,8 +200,9 @@ def _turned(name: str, rotation: tuple[float, bool, bool], turn: Callable[[np.nd
     return Odd(name, lambda path: encode(path, rotation=rotation), turn=turn)
 
 
-def _edited(name: str, first: int, frames: int | None, numbers: Iterable[int]) -> Odd:
-    return Odd(name, lambda path: patch_edit_list(encode(path, options={"g": "10"}), first=first, frames=frames), tuple(numbers))
+def _edited(name: str, *cuts: tuple[int, int], **settings: object) -> Odd:
+    numbers = tuple(n for first, frames in cuts for n in range(first, first + frames))
+    return Odd(name, lambda path: edit(encode(path, options={"g": "10"}), *cuts), numbers, **settings)  # type: ignore[arg-type]
 
 
 def _joined_midway(path: Path) -> Path:
@@ -231,8 +235,11 @@ ODD = (
     _x264("with_sound", sound=True),
     _x264("variable_rate", pts=np.cumsum([0, *([1, 3, 1, 2, 7] * 6)])[:30].tolist()),
     _x264("starts_late", pts=[i + 40 for i in range(30)]),
-    _edited("edit_list_mid_gop.mp4", 13, None, range(13, 30)),
-    _edited("edit_list_both_ends.mp4", 4, 20, range(4, 24)),
+    _edited("edit_list_mid_gop.mp4", (13, 17)),
+    _edited("edit_list_both_ends.mp4", (4, 20)),
+    _edited("edit_list_two_parts.mp4", (2, 6), (23, 7), fast=False),
+    _edited("edit_list_swapped.mp4", (20, 10), (0, 10)),
+    _edited("edit_list_repeats.mp4", (5, 10), (5, 10), fast=False),
     Odd(
         "negative_times.mp4",
         lambda p: remux(encode(p.with_name("n_" + p.name)), p, shift=-6, container={"avoid_negative_ts": "disabled"}),
@@ -368,7 +375,7 @@ BAD = (
     Bad("empty.mp4", _written(b""), "NoVideoError", ("0 bytes",)),
     Bad("garbage.mp4", _written(np.random.default_rng(0).bytes(20_000)), "CorruptClipError", ("cannot be opened",)),
     Bad("text.mp4", _written(b"<html>404 not found</html>" * 40), "CorruptClipError", ("cannot be opened",)),
-    Bad("playlist.mp4", _playlist, "CorruptClipError", ("cannot be opened",)),
+    Bad("playlist.m3u8", _playlist, "CorruptClipError", ("cannot be opened",)),
     Bad("sound_only.mp4", _sound_only, "NoVideoError", ("no video stream", "audio")),
     Bad("no_samples.mp4", _no_samples, "NoVideoError", ("single decodable frame",)),
     Bad("truncated_index_last.mp4", _cut(0.6), "TruncatedClipError", ("mdat",)),

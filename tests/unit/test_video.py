@@ -1,7 +1,6 @@
 """The MP4 reader against a full decode: real clips, and a corpus of odd files whose frames carry their numbers."""
 
 import multiprocessing
-import os
 import shutil
 import subprocess
 import sys
@@ -14,10 +13,10 @@ import numpy as np
 import pytest
 import video_corpus as corpus
 
-from stagebench.errors import CorruptClipError, NoVideoError, RefusedClipError, ShortClipError, SourceError, TooLargeError
+from stagebench.errors import RefusedClipError, ShortClipError, SourceError
 from stagebench.sources import _fast, _full, _request
 from stagebench.sources.frames import pick
-from stagebench.sources.video import LIMITS, Limits, read_frames
+from stagebench.sources.video import LIMITS, read_frames
 
 REAL = ("interlaken_00_d/000069", "interlaken_00_d/000074", "interlaken_00_d/000079", "eventgpt/000000")
 FFMPEG = shutil.which("ffmpeg")
@@ -69,8 +68,8 @@ def _program(path: Path, *options: str) -> bytes:
     return subprocess.run(command, capture_output=True, check=True).stdout
 
 
-def _request_for(path: Path, count: int = 8, limits: Limits = LIMITS) -> _request.Request:
-    return _request.Request(path, path.stat().st_size, count, "linspace", "repeat", "apply", limits)
+def _request_for(path: Path) -> _request.Request:
+    return _request.Request(path, path.stat().st_size, 8, "linspace", "repeat", "apply", LIMITS)
 
 
 # --- the real clips -------------------------------------------------------------------------------------------------
@@ -242,137 +241,25 @@ def test_relative_paths_and_strings(plain: Path, monkeypatch: pytest.MonkeyPatch
     assert read_frames("plain.mp4", 5).available == 5
 
 
-# --- files that are refused -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("bad", corpus.BAD, ids=lambda bad: bad.name)
-def test_bad_files_are_refused_with_the_reason(tmp_path: Path, bad: corpus.Bad) -> None:
-    path = bad.make(tmp_path / bad.name)
-    with pytest.raises(SourceError) as caught:
-        read_frames(path, 4)
-    assert type(caught.value).__name__ == bad.error
-    message = str(caught.value)
-    assert bad.name in message and message.endswith(".")
-    for words in bad.words:
-        assert words in message
-
-
-def test_names_that_no_file_can_have() -> None:
-    for name in ("nul\0.mp4", "x" * 5000):
-        with pytest.raises(NoVideoError):
-            read_frames(name, 1)
-    with pytest.raises(NoVideoError, match="expected a file"):
-        read_frames("/dev/zero", 1)
-
-
-@pytest.mark.parametrize("suffix", [".mp4", ".ts"])
-@pytest.mark.parametrize(
-    ("limits", "words"),
-    [
-        (Limits(file_bytes=500), "bytes, at most 500"),
-        (Limits(frame_pixels=96 * 64 - 1), "96x64 pixels, at most 6,143"),
-        (Limits(frames=4), "more than 4 frames"),
-        (Limits(clip_pixels=96 * 64 * 4), "5 frames of 96x64"),
-        (Limits(output_bytes=1000), "4 frames of 96x64 take 73,728 bytes, at most 1,000"),
-    ],
-)
-def test_limits_are_kept_before_a_frame_is_decoded(
-    tmp_path: Path, suffix: str, limits: Limits, words: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    path = corpus.encode(tmp_path / f"a{suffix}", range(5))
-    for module in (_fast, _full):
-        monkeypatch.setattr(module, "_decode", lambda *_: pytest.fail("decoded"))
-    with pytest.raises(TooLargeError, match=words):
-        read_frames(path, 4, limits=limits)
-
-
-def test_a_header_that_lies_about_the_size(tmp_path: Path) -> None:
-    path = corpus.encode(tmp_path / "a.mp4", range(5), size=(320, 240))
-    data = path.read_bytes()
-    at = data.index(b"avc1", data.index(b"stsd")) + 28
-    assert data[at : at + 4] == (320).to_bytes(2, "big") + (240).to_bytes(2, "big")
-    path.write_bytes(data[:at] + (16).to_bytes(2, "big") + (16).to_bytes(2, "big") + data[at + 4 :])
-    assert read_frames(path, 1).pixels.shape == (1, 240, 320, 3)
-    with pytest.raises((CorruptClipError, TooLargeError)):
-        read_frames(path, 1, limits=Limits(frame_pixels=1000))
-    with pytest.raises(TooLargeError, match="320x240"):
-        read_frames(path, 1, limits=Limits(clip_pixels=320 * 240 * 5 - 1))
-
-
-def test_a_playlist_opens_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    bad = next(b for b in corpus.BAD if b.name == "playlist.mp4")
-    path = bad.make(tmp_path / bad.name)
-    for module in (_request,):  # with the guard out, FFmpeg follows the list: this test can fail
-        monkeypatch.setitem(module._OPTIONS, "format_whitelist", "hls,mpegts")
-        monkeypatch.setitem(module._OPTIONS, "extension_picky", "0")
-    try:
-        assert read_frames(path, 1).available
-    except CorruptClipError:
-        pytest.skip("this FFmpeg refuses local playlists by itself")
-    monkeypatch.undo()
-    with pytest.raises(CorruptClipError):
-        read_frames(path, 1)
-
-
-@pytest.mark.parametrize(
-    "name", ["b_frames.mp4", "fragmented.mp4", "matroska.mkv", "mpeg_ts.ts", "hevc_open_gops.mp4", "mpeg4_b_frames.avi"]
-)
-def test_mutilated_files_give_frames_or_a_source_error(made: Path, tmp_path: Path, name: str) -> None:
-    odd = next(o for o in corpus.ODD if o.name == name)
-    good = _make(odd, made).read_bytes()
-    rng = np.random.default_rng(len(name))
-    path = tmp_path / name
-    outcomes = set()
-    for attempt in range(40):
-        data = bytearray(good)
-        if attempt % 4 == 0:
-            data = data[: rng.integers(1, len(data))]
-        elif attempt % 4 == 1:
-            at = rng.integers(0, len(data))
-            del data[at : at + rng.integers(1, 200)]
-        else:
-            for at in rng.integers(0, len(data), 1 + attempt):
-                data[at] = rng.integers(256)
-        path.write_bytes(data)
-        try:
-            read = read_frames(path, 4, short_clips="repeat")
-        except SourceError as error:
-            assert name in str(error)
-            outcomes.add("refused")
-        else:
-            assert len(read.pixels) == 4 and read.pixels.ndim == 4
-            outcomes.add("read")
-    assert "refused" in outcomes
-
-
-def test_a_cut_file_is_never_a_short_clip(made: Path, tmp_path: Path) -> None:
-    """Wherever an MP4 or MKV is cut, it is refused as truncated or corrupt."""
-    for name in ("faststart.mp4", "b_frames.mp4", "matroska.mkv"):
-        good = _make(next(o for o in corpus.ODD if o.name == name), made).read_bytes()
-        path = tmp_path / name
-        for end in range(len(good) // 50, len(good), len(good) // 50):
-            path.write_bytes(good[:end])
-            with pytest.raises(CorruptClipError):
-                read_frames(path, 4)
-
-
 # --- state, threads, processes --------------------------------------------------------------------------------------
 
 
 def test_nothing_stays_open(plain: Path, tmp_path: Path) -> None:
     bad = [b.make(tmp_path / b.name) for b in corpus.BAD]
     read_frames(plain, 4)
-    before = len(os.listdir("/proc/self/fd")) if Path("/proc/self/fd").exists() else pytest.skip("no /proc")
+    before = _open_files()
     for _ in range(5):
         read_frames(plain, 4)
         for path in bad:
             with pytest.raises(SourceError):
                 read_frames(path, 4)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert _open_files() == before
 
 
-def _digest(path: Path) -> int:
-    return hash(read_frames(path, 8).pixels.tobytes())
+def _open_files() -> int:
+    if not Path("/proc/self/fd").exists():
+        pytest.skip("no /proc to count open files in")
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 def test_threads_read_the_same(made: Path) -> None:

@@ -10,13 +10,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-import av.error
 import numpy as np
 
 from stagebench.errors import CorruptClipError
 from stagebench.sources._bitstream import Doubt, survey
 from stagebench.sources._pixels import Converter
-from stagebench.sources._request import Request, Video
+from stagebench.sources._request import Request, Video, words
 from stagebench.sources.frames import Frames
 
 if TYPE_CHECKING:
@@ -68,6 +67,7 @@ def read(request: Request) -> Frames:
                 pixels = np.empty((request.count, *rgb.shape), np.uint8)
             for place in wanted:
                 pixels[place] = rgb
+            del rgb  # else the graph needs a second buffer, and its page faults, for the next frame
         if places or pixels is None:
             raise NotProven(f"{len(places)} frames of its index did not come out of the decoder")
         chosen = np.asarray(indices, np.int64)
@@ -111,8 +111,8 @@ def _decode(context: VideoCodecContext, index: _Index, targets: set[int]) -> Ite
                 yield from context.decode(packet)
             yield from context.decode(None)
             context.flush_buffers()
-    except av.error.FFmpegError as error:
-        raise NotProven(f"the decoder reports: {error}") from error
+    except Exception as error:  # a full decode will tell what it is
+        raise NotProven(f"the decoder reports: {words(error)}") from error
 
 
 def _needed(index: _Index, targets: set[int]) -> list[Sequence[Packet]]:

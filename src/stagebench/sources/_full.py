@@ -14,7 +14,7 @@ import numpy as np
 
 from stagebench.errors import TruncatedClipError
 from stagebench.sources._pixels import Converter
-from stagebench.sources._request import Request, Video
+from stagebench.sources._request import Request, Video, words
 from stagebench.sources.frames import Frames, pick
 
 if TYPE_CHECKING:
@@ -57,6 +57,7 @@ def _attempt(request: Request, video: Video, packets: list[Packet], guess: int |
             if pixels is None:
                 pixels = np.empty((request.count, *rgb.shape), np.uint8)
             pixels[place] = rgb
+            del rgb
             pts[place] = frame.pts if frame.pts is not None else total
         total += 1
         request.check_work(total, frame.width, frame.height)
@@ -79,12 +80,12 @@ def _decode(request: Request, video: Video, packets: list[Packet]) -> Iterator[V
             frames = context.decode(packet)
         except av.error.EOFError:
             continue
-        except av.error.FFmpegError as error:
+        except Exception as error:  # PyAV's own beside FFmpeg's
             # a stream that is joined midway begins with what refers to frames before it; ffmpeg passes over that too
             if not started:
-                first_error = first_error or str(error.strerror)
+                first_error = first_error or words(error)
                 continue
-            raise request.corrupt(f"packet {number + 1} of {len(packets)} does not decode: {error.strerror}") from error
+            raise request.corrupt(f"packet {number + 1} of {len(packets)} does not decode: {words(error)}") from error
         for frame in frames:
             started = True
             yield frame

@@ -10,13 +10,11 @@ import math
 import struct
 from typing import TYPE_CHECKING, NamedTuple, cast
 
-import av
-import av.error
 import numpy as np
 from av.filter import Graph
 
 from stagebench.errors import RefusedClipError
-from stagebench.sources._request import Request
+from stagebench.sources._request import Request, words
 
 if TYPE_CHECKING:
     from av.buffer import Buffer
@@ -89,8 +87,10 @@ class Converter:
         try:
             self._source.push(frame)
             rgb = cast("VideoFrame", self._sink.pull())
-        except (av.error.FFmpegError, ValueError) as error:
-            raise self._request.corrupt(f"the frame at pts {frame.pts} ({frame.format.name}) does not convert to RGB: {error}") from error
+        except Exception as error:  # PyAV's own beside FFmpeg's
+            raise self._request.corrupt(
+                f"the frame at pts {frame.pts} ({frame.format.name}) does not convert to RGB: {words(error)}"
+            ) from error
         plane = rgb.planes[0]
         # rows may be padded at their end
         return np.ndarray((rgb.height, rgb.width, 3), np.uint8, memoryview(plane), strides=(plane.line_size, 3, 1))

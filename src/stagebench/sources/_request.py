@@ -9,8 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 import av
-import av.error
-from av.stream import Discard, Disposition
+from av.stream import Disposition
 
 from stagebench.errors import CorruptClipError, NoVideoError, SourceError, TooLargeError, TruncatedClipError
 from stagebench.sources import _boxes
@@ -23,7 +22,7 @@ if TYPE_CHECKING:
 
     from stagebench.sources.video import Limits
 
-__all__ = ["Request", "Video"]
+__all__ = ["Request", "Video", "words"]
 
 # A playlist (HLS, DASH, concat, SDP) under an innocent name would make FFmpeg read other files or the network.
 _FORMATS = "mov,mp4,matroska,webm,mpegts,mpeg,avi,flv,ogg,asf,h264,hevc,m4v,mpegvideo,mjpeg,ivf,nut,mxf,wtv,rm,dv"
@@ -82,9 +81,9 @@ class Request:
         try:
             # "file:": a name with a colon in it is a name, not a protocol. Bad bytes in a title must not fail the clip.
             container = av.open(f"file:{self.path}", options=options, metadata_errors="replace")
-        except (av.error.FFmpegError, ValueError) as error:
+        except Exception as error:  # beside FFmpeg's errors PyAV raises what a hostile header makes it: ValueError, RuntimeError
             raise CorruptClipError(
-                f"{self.path}: cannot be opened as video: {_words(error)}. Expected MP4, Matroska or the like."
+                f"{self.path}: cannot be opened as video: {words(error)}. Expected MP4, Matroska or the like."
             ) from error
         with container:
             stream = container.streams.best("video")
@@ -101,9 +100,6 @@ class Request:
 
     def demux(self, video: Video) -> Iterator[Packet]:
         """The video stream's packets in decoding order, without the empty one at the end. Raises CorruptClipError, TooLargeError."""
-        for other in video.container.streams:
-            if other.index != video.stream.index:
-                other.discard = Discard.all
         taken = 0
         try:
             for packet in video.container.demux(video.stream):
@@ -112,9 +108,11 @@ class Request:
                     yield packet
                 if taken > self.limits.frames:
                     raise TooLargeError(f"{self.path}: more than {self.limits.frames:,} frames. Cut it into shorter clips.")
-        except av.error.FFmpegError as error:
+        except SourceError:
+            raise
+        except Exception as error:  # and IndexError where a stream appears midway
             raise CorruptClipError(
-                f"{self.path}: its packets cannot be read after {taken}: {_words(error)}. Write the file again."
+                f"{self.path}: its packets cannot be read after {taken}: {words(error)}. Write the file again."
             ) from error
 
     def choose(self, total: int) -> list[int]:
@@ -151,5 +149,6 @@ class Request:
         return CorruptClipError(f"{self.path}: {what}. Its frames cannot be trusted: encode or download the clip again.")
 
 
-def _words(error: BaseException) -> str:
+def words(error: BaseException) -> str:
+    """FFmpeg's words for an error, without PyAV's number, name and log line around them."""
     return getattr(error, "strerror", None) or str(error)

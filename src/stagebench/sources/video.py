@@ -2,8 +2,12 @@
 
 What is returned is bit-identical to FFmpeg's own `-pix_fmt rgb24 -fps_mode passthrough` of the same frames: the stream's
 colour matrix and range by its tags, BT.601 and limited range where it has none (as ffmpeg does), rotation and flips applied
-as players do. Two ways lead there: `_fast` decodes only what the asked frames need and is taken where the file's packets
-prove it exact; `_full` decodes everything and is taken everywhere else.
+as players do; pixels are not stretched for a sample aspect ratio, HDR is not mapped. Two ways lead there: `_fast` decodes
+only what the asked frames need and is taken where the file's packets prove it exact; `_full` decodes everything and is
+taken everywhere else.
+
+What no reader can find: damage that is itself a valid bitstream (1 of 20 flipped bits in H.264, more in H.265 and VP9, which
+mark little), and an MPEG-TS or raw stream cut between two frames, for those say nowhere how long they are.
 """
 
 from __future__ import annotations

@@ -1,0 +1,131 @@
+"""What packets prove: each doubt that `survey` may have, from packets written by hand, and the outermost boxes of cut files."""
+
+import struct
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from stagebench.sources._bitstream import Doubt, survey
+from stagebench.sources._boxes import missing_end
+
+IDR, SLICE, SEI, OTHER_SLICE_PART = b"\x65\x88\x00\x00", b"\x41\x9a\x00\x00", b"\x06\x05\x01\x80", b"\x41\x5a\x00\x00"
+
+
+def _bits(text: str) -> bytes:
+    text = text.replace(" ", "")
+    text += "0" * (-len(text) % 8)
+    return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+def _sps(*, gaps: str = "0", frames_only: str = "1", order: str = "1 1") -> bytes:
+    """Baseline profile: id 0, log2_max_frame_num 4, picture order (type, its parameter), 1 reference frame, 16x16 pixels."""
+    return b"\x67\x42\x00\x1e" + _bits(f"1 1 {order} 010 {gaps} 1 1 {frames_only} 1 0 0 1")
+
+
+def _avcc(*sets: bytes) -> bytes:
+    return b"\x01\x42\x00\x1e\xff" + bytes([0xE0 | len(sets)]) + b"".join(struct.pack(">H", len(s)) + s for s in sets) + b"\x00"
+
+
+def _packet(*units: bytes) -> bytes:
+    return b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
+
+
+def _hvcc(sps: bytes, count: int = 1) -> bytes:
+    one = struct.pack(">BHH", 33, 1, len(sps)) + sps
+    return b"\x01" + bytes(20) + b"\x03" + bytes([count]) + one * count
+
+
+HEVC_SPS = b"\x42\x01\x01"
+HEVC_IDR, HEVC_TRAIL = b"\x26\x01\xaf\x00", b"\x02\x01\xd0\x00"
+
+
+def test_plain_streams_are_proven() -> None:
+    packets = [_packet(SEI, IDR, b"\x0b"), _packet(SLICE), _packet(SLICE, OTHER_SLICE_PART)]
+    assert survey("h264", _avcc(_sps()), packets) == [True, False, False]
+    assert survey("h264", _avcc(_sps()), [_packet(_sps(), IDR)]) == [True]
+    assert survey("hevc", _hvcc(HEVC_SPS), [_packet(HEVC_SPS, HEVC_IDR), _packet(HEVC_TRAIL)]) == [True, False]
+
+
+@pytest.mark.parametrize(
+    ("codec", "extradata", "packet", "words"),
+    [
+        ("vp9", b"", _packet(IDR), "neither h264 nor hevc"),
+        ("h264", None, _packet(IDR), "no avcC"),
+        ("h264", b"\x00\x00\x00\x01" + _sps(), _packet(IDR), "no avcC"),
+        ("h264", _avcc(), _packet(IDR), "0 sequence parameter sets"),
+        ("h264", _avcc(_sps(), _sps()), _packet(IDR), "2 sequence parameter sets"),
+        ("h264", _avcc(_sps(frames_only="0")), _packet(IDR), "interlaced"),
+        ("h264", _avcc(_sps(gaps="1")), _packet(IDR), "gaps"),
+        ("h264", _avcc(_sps()[:5]), _packet(IDR), "sequence parameter set is"),
+        ("h264", _avcc(b"\x67\x64\x00\x1e" + _bits("1 010 1 1 0 1")), _packet(IDR), "scaling matrices"),
+        ("h264", _avcc(_sps()), _packet(SEI), "holds 0 pictures"),
+        ("h264", _avcc(_sps()), _packet(OTHER_SLICE_PART), "holds 0 pictures"),
+        ("h264", _avcc(_sps()), _packet(SLICE, SLICE), "holds 2 pictures"),
+        ("h264", _avcc(_sps()), _packet(b"\x42\x88\x00"), "partitioned"),
+        ("h264", _avcc(_sps()), _packet(_sps(order="011"), IDR), "another sequence parameter set"),
+        ("h264", _avcc(_sps()), _packet(IDR)[:-1], "does not fit"),
+        ("h264", _avcc(_sps()), b"\x00\x00\x00\x00" + IDR, "does not fit"),
+        ("h264", _avcc(_sps()), b"\x00\x00", "does not fit"),
+        ("hevc", b"\x01", _packet(HEVC_IDR), "no hvcC"),
+        ("hevc", _hvcc(HEVC_SPS, 2), _packet(HEVC_IDR), "2 sequence parameter sets"),
+        ("hevc", _hvcc(HEVC_SPS)[:-2], _packet(HEVC_IDR), "cut short"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26\x09\xaf"), "several layers"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x02\x02\xd0"), "temporal layers"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(HEVC_IDR, HEVC_IDR), "holds 2 pictures"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x42\x01\x02", HEVC_IDR), "another sequence parameter set"),
+    ],
+)
+def test_each_doubt(codec: str, extradata: bytes | None, packet: bytes, words: str) -> None:
+    with pytest.raises(Doubt, match=words):
+        survey(codec, extradata, [packet])  # type: ignore[list-item]
+
+
+@given(st.sampled_from(["h264", "hevc"]), st.binary(max_size=80), st.lists(st.binary(min_size=1, max_size=60), max_size=4))
+def test_any_bytes_are_a_doubt_or_an_answer(codec: str, extradata: bytes, packets: list[bytes]) -> None:
+    for header in (extradata, b"\x01" + extradata, _avcc(extradata), _hvcc(extradata)):
+        try:
+            assert len(survey(codec, header, packets)) == len(packets)  # type: ignore[arg-type]
+        except Doubt:
+            continue
+
+
+def _box(kind: bytes, size: int, *, claimed: int | None = None, long: bool = False) -> bytes:
+    claimed = size if claimed is None else claimed
+    if long:
+        return struct.pack(">I4sQ", 1, kind, claimed) + bytes(size - 16)
+    return struct.pack(">I4s", claimed, kind) + bytes(size - 8)
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        (_box(b"ftyp", 16) + _box(b"mdat", 100) + _box(b"moov", 50), ""),
+        (_box(b"ftyp", 16) + _box(b"moov", 50) + _box(b"mdat", 100, claimed=0), ""),  # 0: to the end of the file
+        (_box(b"ftyp", 16) + _box(b"moov", 50) + _box(b"mdat", 100, long=True), ""),
+        (_box(b"ftyp", 16) + _box(b"moov", 50) + b"junk that is no box", ""),
+        (_box(b"ftyp", 16) + _box(b"moov", 50) + b"\x00\x00", ""),
+        (_box(b"moov", 50) + _box(b"mdat", 100, claimed=101), "its mdat box ends at byte 151, the file at 150"),
+        (_box(b"moov", 50) + _box(b"mdat", 100, claimed=1 << 40, long=True), "its mdat box ends"),
+        (_box(b"ftyp", 16) + _box(b"mdat", 100), "no moov box"),
+        (_box(b"ftyp", 16), "no moov box"),
+        (b"\x1a\x45\xdf\xa3\x81\x00" + b"\x18\x53\x80\x67" + b"\x85" + bytes(5), ""),
+        (b"\x1a\x45\xdf\xa3\x81\x00" + b"\x18\x53\x80\x67" + b"\x85" + bytes(4), "its segment ends at byte 16, the file at 15"),
+        (b"\x1a\x45\xdf\xa3\x81\x00" + b"\x18\x53\x80\x67" + b"\x01" + b"\xff" * 7, ""),  # of unknown size: a live recording
+        (b"\x1a\x45\xdf\xa3", ""),
+        (b"RIFF" + bytes(20), ""),
+    ],
+)
+def test_outermost_boxes(tmp_path: Path, data: bytes, words: str) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(data)
+    found = missing_end(path, len(data))
+    assert found == words or (words and words in found)
+
+
+@given(st.binary(max_size=64), st.sampled_from([b"", b"\x00\x00\x00\x10ftyp", b"\x1a\x45\xdf\xa3", b"\x00\x00\x00\x01mdat"]))
+def test_outermost_boxes_of_any_bytes(tmp_path_factory: pytest.TempPathFactory, data: bytes, head: bytes) -> None:
+    path = tmp_path_factory.getbasetemp() / "any"
+    path.write_bytes(head + data)
+    assert isinstance(missing_end(path, len(head + data)), str)
