@@ -16,14 +16,17 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 import numpy as np
 
 from stagebench.errors import ConfigError, CorruptClipError, ShortClipError
-from stagebench.sources.events import Events
+
+if TYPE_CHECKING:
+    from stagebench.sources.events import Events
 
 __all__ = [
+    "KERNELS",
     "Policy",
     "Size",
     "Split",
@@ -43,6 +46,9 @@ Size = Literal["sensor", "clip", "part"]
 
 MAX_PIXELS = 1 << 25
 """Of one frame. Coordinates are 16 bits: two stray events could ask for 12 GiB a frame."""
+
+KERNELS = ("rgb_last", "rgb_negative", "codes_last", "codes_negative", "voxel", "histogram")
+"""Compiled loops: event frames and codes by policy (original, negative_on_top), voxel grid, histogram."""
 
 _PALETTE = np.array([[255, 255, 255], [0, 0, 255], [255, 0, 0]], np.uint8)
 
@@ -161,11 +167,8 @@ def voxel_to_frames(grid: np.ndarray) -> list[np.ndarray]:
     return [np.repeat(plane[:, :, None], 3, axis=2) for plane in grey]
 
 
-def prepare(names: Sequence[str] = ("rgb_last", "rgb_negative")) -> float:
-    """Compile kernels now, so that no timed load pays for it. Returns the milliseconds it took; 0 without numba, or the second time.
-
-    `names`: "rgb_last" (policy original), "rgb_negative", "codes_last", "codes_negative", "voxel", "histogram".
-    """
+def prepare(names: Sequence[str] = KERNELS) -> float:
+    """Compile kernels now, so that no timed load pays for it. Returns the milliseconds it took; 0 without numba, or the second time."""
     kernel = _kernel()
     if kernel is None:
         return 0.0
