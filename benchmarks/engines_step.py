@@ -193,8 +193,9 @@ def search_step(model: Any, ranking: dict[str, list[tuple[float, Any]]] | None) 
                 trials[(splits, block, warps)] = ms
         order = sorted(trials.items(), key=lambda item: item[1])
         found[f"attention {where}"] = [{"splits": k[0], "block_s": k[1], "warps": k[2], "ms": v} for k, v in order]
-        row(f"attention {where} (splits, block, warps) ms: " + "  ".join(f"{k} {v:.3f}" for k, v in order[:5]) + f"  worst {order[-1]}")
         if order:
+            best_few = "  ".join(f"{k} {v:.3f}" for k, v in order[:5])
+            row(f"attention {where} (splits, block, warps) ms: {best_few}  worst {order[-1][0]} {order[-1][1]:.3f}")
             splits, block, warps = order[0][0]
             chosen = dataclasses.replace(best, splits=splits, block_s=block, attention_warps=warps)
             note(f"best for {where}", chosen)
