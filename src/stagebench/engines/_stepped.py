@@ -186,7 +186,7 @@ class SteppedEngine:
         self._sessions: OrderedDict[tuple[Any, ...], Session] = OrderedDict()
         self._most_new = 0
         self.prepare_ms: dict[str, float] = {}
-        """Capture times so far, by what was captured; grows when `admit` meets a new length."""
+        """Capture times so far, by what was captured; grows when `admit` meets a new length. EngineInfo holds this very dict."""
         self.late: list[str] = []
         """What had to be captured inside a timed run, because nobody called `admit`: such a sample's prefill is not valid."""
 
@@ -206,14 +206,14 @@ class SteppedEngine:
             info = self._fallback.prepare(adapter, decoding, batch)
             note = f"{before} falls back to {self._fallback.name}: {reason}" + (f"; {info.note}" if info.note else "")
             log.warning("%s", note)
-            return EngineInfo(self.name, dict(info.prepare_ms), note)
+            return EngineInfo(self.name, info.prepare_ms, note)
         self._model, self._decoder = model, decoder
         notes = [note] if note else []
         if decoder.embed_tokens.weight.device.type != "cuda":
             notes.append("no CUDA device: the captured functions run directly")
         if decoding.temperature > 0:
             notes.append("sampling on the device with its own random stream")
-        return EngineInfo(self.name, dict(self.prepare_ms), "; ".join(notes) or None)
+        return EngineInfo(self.name, self.prepare_ms, "; ".join(notes) or None)
 
     @torch.inference_mode()
     def admit(self, prompt: Prompt, decoding: Decoding) -> dict[str, float]:

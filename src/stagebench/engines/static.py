@@ -33,7 +33,7 @@ class StaticEngine(GenerateEngine):
     def prepare(self, adapter: Adapter, decoding: Decoding, batch: int) -> EngineInfo:
         super().prepare(adapter, decoding, batch)
         note = None if adapter.device.type == "cuda" else "no CUDA device: static cache without compilation"
-        return EngineInfo(self.name, dict(self.prepare_ms), note)
+        return EngineInfo(self.name, self.prepare_ms, note)
 
     def admit(self, prompt: Prompt, decoding: Decoding) -> dict[str, float]:
         """Compile for this prompt's length and number of new tokens (transformers sizes the cache by their sum)."""
