@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -146,11 +145,10 @@ class _DatasetPlanner:
         )
 
     def _content(self, key: str, kind: str, source: str) -> list[Any]:
-        """What a kind of a clip is made from: entry, content digest, and all else the dataset says of the clip (a time window)."""
+        """What a kind of a clip is made from: entry, content digest, and the time window where there is one."""
         clip = self.dataset.clips[key]
         entry = origin(clip, kind, source)
-        rest = {name: value for name, value in asdict(clip).items() if name not in ("key", "sequence", "files") and value is not None}
-        return [entry, self.digests[key].get(entry or "", "none"), *([rest] if rest else [])]
+        return [entry, self.digests[key].get(entry or "", "none"), *([list(clip.window)] if clip.window else [])]
 
 
 def _content(

@@ -161,9 +161,9 @@ def combine(digests: Mapping[str, str], *, strip: str = "") -> str:
 
 def _look(root: Path, name: str, path: str) -> _Stamp | str | list[str]:
     """A file's stamp, the paths of a folder's files, or why there is neither."""
-    full = root / path
+    full = f"{root}/{path}"
     try:
-        status = full.stat()
+        status = os.stat(full)  # noqa: PTH116  # pathlib takes four times as long, once for every file
         if stat.S_ISREG(status.st_mode):
             return _Stamp(f"{name}/{path}", status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if stat.S_ISDIR(status.st_mode):

@@ -430,3 +430,15 @@ def test_planning_imports_nothing_heavy(data: Path, tmp_path: Path) -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_the_study_to_copy_sets_every_key_and_is_valid(repo: Path) -> None:
+    import yaml
+
+    raw = yaml.safe_load((repo / "config/dsec_1s.yaml").read_text())
+    full = load_config(raw).model_dump(mode="json")
+    for section, values in full.items():
+        if section not in ("study", "datasets", "models", "timing"):
+            assert set(raw[section]) == set(values), section
+    assert set(raw["timing"]) == set(full["timing"])
+    assert set(raw["datasets"]["dsec_1s"]) == set(full["datasets"]["dsec_1s"])
