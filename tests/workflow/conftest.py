@@ -84,7 +84,7 @@ class Study:
             "CUDA_VISIBLE_DEVICES": "",
             "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
         }
-        done = subprocess.run(command, capture_output=True, text=True, timeout=540, env=env)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=env)
         text = done.stdout + done.stderr
         if check and done.returncode:
             raise AssertionError(text[-6000:])
@@ -122,7 +122,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Run]:
     write_demo(folder / "data", clips=6, seconds=0.5, size=(64, 96))
     (folder / "config.yaml").write_text(yaml.safe_dump(settings()))
     study = Study(folder)
-    return study, study.run()
+    # one check of verify compares times, which a host busy with other tests may disturb
+    return study, study.run("--retries", "3")
 
 
 @pytest.fixture

@@ -265,7 +265,7 @@ def test_a_wrong_key_is_refused_by_name(study: Study) -> None:
 
 def test_a_job_without_a_gpu_to_hand_out_is_refused(study: Study) -> None:
     shutil.rmtree(study.results / "verify")
-    run = study.run("--resources", "gpu=0", "--until", "verify", check=False)
+    run = study.run("--resources", "gpu=0", "results/demo/verify/llava.json", check=False)
     assert run.status and "resources.gpu of this job is 0, expected 1" in run.text
     log = (study.results / "logs/verify/llava.log").read_text()
     assert log.splitlines()[-1].startswith("ConfigError: ") and "Traceback" not in log
