@@ -1,0 +1,180 @@
+"""Linear layers with packed weights: int8, int4 and NF4, weight-only.
+
+A weight W [N, K] is stored as codes and scales; activations keep their dtype. Many rows at once (a prefill, a batch) unpack W and call
+the ordinary product. One row (a decode step at batch 1) multiplies while unpacking: in plain torch that is slow, and compiled by
+Inductor it is one kernel that reads the packed bytes once, which is what makes weight-only quantisation fast where memory is the limit.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+__all__ = ["INT4_GROUP", "NF4_BLOCK", "NF4_CODES", "Int4Linear", "Int8Linear", "Nf4Linear", "PackedLinear", "group_size"]
+
+INT4_GROUP = 128
+"""Columns that share a scale and a zero point, where K divides by it."""
+NF4_BLOCK = 64
+"""Columns that share a scale, as QLoRA has it."""
+
+NF4_CODES = (
+    *(-1.0, -0.6961928009986877, -0.5250730514526367, -0.39491748809814453, -0.28444138169288635, -0.18477343022823334),
+    *(-0.09105003625154495, 0.0, 0.07958029955625534, 0.16093020141124725, 0.24611230194568634, 0.33791524171829224),
+    *(0.44070982933044434, 0.5626170039176941, 0.7229568362236023, 1.0),
+)
+"""NormalFloat-4: quantiles of a normal distribution scaled to [-1, 1], with an exact zero (Dettmers et al. 2023, QLoRA, appendix E)."""
+
+
+def group_size(columns: int, preferred: int) -> int:
+    """The largest divisor of `columns` that is `preferred` halved zero or more times; `columns` itself where that would be below 8."""
+    size = preferred
+    while columns % size:
+        size //= 2
+    return size if size >= 8 else columns
+
+
+class PackedLinear(nn.Module):
+    """y = x W^T + b with W packed. Codes and scales are parameters without gradient, so that they are counted as weights."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__()
+        self.out_features, self.in_features = linear.weight.shape
+        self.dtype = linear.weight.dtype
+        self.bias = None if linear.bias is None else _stored(linear.bias)
+        self.row_product: Any = None
+        """Compiled `_row`, or None: then a single row goes the way of many."""
+
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        """The packed tensors, in the order that `unpack` takes them."""
+        raise NotImplementedError
+
+    @staticmethod
+    def unpack(*parts: torch.Tensor) -> torch.Tensor:
+        """[N, K] float32."""
+        raise NotImplementedError
+
+    def weight_as(self, dtype: torch.dtype) -> torch.Tensor:
+        """What the packed weight stands for, [N, K]."""
+        return self.unpack(*self.parts()).to(dtype)
+
+    @property
+    def weight(self) -> torch.Tensor:
+        """The unpacked weight, for code that asks a Linear for its dtype, device or shape. Made anew at each access."""
+        return self.weight_as(self.dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """x [..., K] -> [..., N] in x's dtype."""
+        if self.row_product is not None and x.numel() == self.in_features:
+            y = self.row_product(x.reshape(-1), *self.parts()).view(*x.shape[:-1], self.out_features)
+            return y if self.bias is None else y + self.bias
+        return functional.linear(x, self.weight_as(x.dtype), self.bias)
+
+    def extra_repr(self) -> str:
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
+
+
+class Int8Linear(PackedLinear):
+    """One symmetric scale an output channel: W[n, k] = codes[n, k] * scale[n]."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        weight = linear.weight.detach().float()
+        scale = weight.abs().amax(1).clamp_min(1e-12) / 127  # [N]
+        self.codes = _stored(torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8))  # [N, K]
+        self.scale = _stored(scale)
+
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        return self.codes, self.scale
+
+    @staticmethod
+    def unpack(*parts: torch.Tensor) -> torch.Tensor:
+        codes, scale = parts
+        return codes.float() * scale[:, None]
+
+    def weight_as(self, dtype: torch.dtype) -> torch.Tensor:
+        # codes up to 127 are exact in bfloat16; in half precision one pass instead of two matters more than the scale's own rounding
+        return super().weight_as(dtype) if dtype is torch.float32 else self.codes.to(dtype) * self.scale.to(dtype)[:, None]
+
+    @staticmethod
+    def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
+        return ((codes.float() * x.float()[None]).sum(1) * scale).to(x.dtype)
+
+
+class Int4Linear(PackedLinear):
+    """16 evenly spaced values a group of columns: W[n, k] = codes[n, k] * scale[n, g] + low[n, g]. Two codes a byte, even column first."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        groups = linear.weight.detach().float().unflatten(1, (-1, group_size(self.in_features, INT4_GROUP)))  # [N, G, g]
+        low, high = groups.amin(2).clamp_max(0), groups.amax(2).clamp_min(0)
+        scale = ((high - low) / 15).clamp_min(1e-12)
+        # the low end is a whole number of steps, so that zero stays exactly zero
+        low = torch.round(low / scale) * scale
+        codes = torch.round((groups - low[..., None]) / scale[..., None]).clamp_(0, 15).to(torch.uint8)
+        self.codes = _stored(_pack(codes.flatten(1)))  # [N, K/2]
+        self.scale, self.low = _stored(scale.to(self.dtype)), _stored(low.to(self.dtype))  # [N, G]
+
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        return self.codes, self.scale, self.low
+
+    @staticmethod
+    def unpack(*parts: torch.Tensor) -> torch.Tensor:
+        codes, scale, low = parts
+        groups = _unpack(codes).float().unflatten(1, (scale.shape[1], -1))
+        return (groups * scale.float()[..., None] + low.float()[..., None]).flatten(1)
+
+    @staticmethod
+    def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
+        pairs = codes.unflatten(1, (scale.shape[1], -1))  # [N, G, g/2]
+        even, odd = x.float().view(scale.shape[1], -1, 2).unbind(-1)  # each [G, g/2]
+        scale, low = scale.float()[..., None], low.float()[..., None]
+        a, b = (pairs & 15).float() * scale + low, (pairs >> 4).float() * scale + low
+        return (a * even[None] + b * odd[None]).sum((1, 2)).to(x.dtype)
+
+
+class Nf4Linear(PackedLinear):
+    """NormalFloat-4: W[n, k] = NF4_CODES[codes[n, k]] * scale[n, block]. Two codes a byte, even column first. Scales stay float32."""
+
+    def __init__(self, linear: nn.Linear) -> None:
+        super().__init__(linear)
+        blocks = linear.weight.detach().float().unflatten(1, (-1, group_size(self.in_features, NF4_BLOCK)))  # [N, B, b]
+        scale = blocks.abs().amax(2).clamp_min(1e-12)
+        values = torch.tensor(NF4_CODES, device=blocks.device)
+        borders = (values[1:] + values[:-1]) / 2
+        codes = torch.bucketize(blocks / scale[..., None], borders, out_int32=True).to(torch.uint8)
+        self.codes = _stored(_pack(codes.flatten(1)))
+        self.scale = _stored(scale.to(torch.float32))  # [N, B]
+        self.values = _stored(values)  # [16]
+
+    def parts(self) -> tuple[torch.Tensor, ...]:
+        return self.codes, self.scale, self.values
+
+    @staticmethod
+    def unpack(*parts: torch.Tensor) -> torch.Tensor:
+        codes, scale, values = parts
+        blocks = values[_unpack(codes).int()].unflatten(1, (scale.shape[1], -1))
+        return (blocks * scale[..., None]).flatten(1)
+
+    @staticmethod
+    def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
+        pairs = codes.unflatten(1, (scale.shape[1], -1)).int()  # [N, B, b/2]
+        even, odd = x.float().view(scale.shape[1], -1, 2).unbind(-1)
+        products = values[pairs & 15] * even[None] + values[pairs >> 4] * odd[None]
+        return (products * scale[..., None]).sum((1, 2)).to(x.dtype)
+
+
+def _stored(tensor: torch.Tensor) -> nn.Parameter:
+    return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+
+
+def _pack(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, K] of 0..15 -> uint8 [N, K/2]."""
+    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+
+
+def _unpack(codes: torch.Tensor) -> torch.Tensor:
+    """uint8 [N, K/2] -> uint8 [N, K]."""
+    return torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
