@@ -352,6 +352,20 @@ def _sound_only(path: Path) -> Path:
     return path
 
 
+def _cover(path: Path) -> Path:
+    """Sound with a cover picture, which is a video stream of one frame to FFmpeg."""
+    with av.open(str(path), "w", format="mp4") as out:
+        cover = out.add_stream("mjpeg", rate=1)
+        cover.width, cover.height, cover.pix_fmt = *SIZE, "yuvj420p"
+        cover.disposition = av.stream.Disposition.attached_pic
+        _add_sound(out)
+        frame = av.VideoFrame.from_ndarray(picture(0), format="rgb24")
+        frame.pts = 0
+        out.mux(cover.encode(frame))
+        out.mux(cover.encode(None))
+    return path
+
+
 def _no_samples(path: Path) -> Path:
     with av.open(str(path), "w", options={"movflags": "empty_moov+frag_keyframe"}) as out:
         stream = out.add_stream("libx264", rate=RATE)
@@ -377,6 +391,7 @@ BAD = (
     Bad("text.mp4", _written(b"<html>404 not found</html>" * 40), "CorruptClipError", ("cannot be opened",)),
     Bad("playlist.m3u8", _playlist, "CorruptClipError", ("cannot be opened",)),
     Bad("sound_only.mp4", _sound_only, "NoVideoError", ("no video stream", "audio")),
+    Bad("sound_with_cover.mp4", _cover, "NoVideoError", ("no video stream",)),
     Bad("no_samples.mp4", _no_samples, "NoVideoError", ("single decodable frame",)),
     Bad("truncated_index_last.mp4", _cut(0.6), "TruncatedClipError", ("mdat",)),
     Bad("truncated_in_index.mp4", _cut(0.99), "TruncatedClipError", ("moov",)),

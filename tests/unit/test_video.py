@@ -231,9 +231,11 @@ def test_rotation_policies(made: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space.mp4", "a:b.mp4", "http:x.mp4", "späße_%05d.mp4", "?[1]*.mp4"])
-def test_a_name_is_only_a_name(plain: Path, tmp_path: Path, name: str) -> None:
+def test_a_name_is_only_a_name(plain: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     shutil.copy(plain, tmp_path / name)
-    assert read_frames(tmp_path / name, 5).available == 5
+    monkeypatch.chdir(tmp_path)
+    for path in (name, tmp_path / name):
+        assert read_frames(path, 5).available == 5
 
 
 def test_relative_paths_and_strings(plain: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -57,6 +57,8 @@ def _mp4(file: BinaryIO, size: int) -> str:
 def _matroska(file: BinaryIO, size: int) -> str:
     file.seek(4)
     header, _ = _vint(file)
+    if header > size:  # not Matroska, and too far to seek
+        return ""
     file.seek(header, 1)
     if file.read(4) != _SEGMENT:
         return ""
