@@ -257,11 +257,6 @@ class TestWrongUse:
 
         assert type(registry.create("test-only")) is One
 
-    def test_quantization_extra_is_named(self, monkeypatch):
-        monkeypatch.setitem(__import__("sys").modules, "stagebench.models.quantize", None)
-        with pytest.raises(ModelError, match="quantization"):
-            registry.create("hf").load(ModelSpec("dummy:0", "llava", "tiny", quantization="int8"), "cpu")
-
 
 class TestFrames:
     def test_grid_is_row_by_row_in_four_columns(self):

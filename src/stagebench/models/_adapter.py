@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,7 @@ import torch
 from torch import nn
 
 from stagebench.errors import ModelError
-from stagebench.models import _weights
+from stagebench.models import _weights, quantize
 from stagebench.models._text import TextCodec
 from stagebench.models.base import Decoding, Features, Inputs, ModelSpec, Prompt, Tokens
 
@@ -31,6 +30,9 @@ class TransformersAdapter(ABC):
     codec: TextCodec
     pad_crops = False
     """Whether the model itself drops crops that were filled up with zeros, as the anyres models do."""
+
+    quantized: quantize.Quantized | None = None
+    """What quantisation did to the model."""
 
     _folder: Path | None = None
     _revision: str | None = None
@@ -49,7 +51,11 @@ class TransformersAdapter(ABC):
         self.model.generation_config = _clean_generation_config(self.model, self.codec)
         self.model.requires_grad_(False)
         if spec.quantization != "none":
-            self._quantize(spec.quantization)
+            self.quantized = quantize.apply(self.model, scheme=spec.quantization, device=self.device, vision=self.vision_module())
+        if spec.preprocess == "device":
+            self._preprocess_on_device()
+        if spec.keep_visual < 1:
+            self._keep_visual(spec.keep_visual)
 
     @abstractmethod
     def _load_preset(self, spec: ModelSpec) -> None: ...
@@ -149,16 +155,13 @@ class TransformersAdapter(ABC):
     def tokenizer_digest(self) -> str:
         return self.codec.digest()
 
-    def _quantize(self, scheme: str) -> None:
-        """`quantize.apply(model, scheme=, device=, vision=)` changes the model in place and leaves the vision module alone."""
-        try:
-            quantize = import_module("stagebench.models.quantize")
-        except ModuleNotFoundError as error:
-            raise ModelError(
-                f"quantization {scheme!r} needs {error.name}, which is not installed. Install it (pip install 'stagebench[quantization]'), "
-                "or set variants.quantization: [none]."
-            ) from error
-        quantize.apply(self.model, scheme=scheme, device=self.device, vision=self.vision_module())
+    def _preprocess_on_device(self) -> None:
+        """From here on `preprocess` gives pixels that are on the device already. Raises ModelError where the processor is not CLIP's."""
+        raise ModelError(f"adapter {self.name} has no preprocessing on the device. Set variants.preprocess: [pil].")
+
+    def _keep_visual(self, share: float) -> None:
+        """From here on `encode` gives that share of the visual tokens (see `pruning`). Raises ModelError where the rule does not apply."""
+        raise ModelError(f"adapter {self.name} cannot leave out visual tokens. Set variants.keep_visual: [1.0].")
 
 
 def check_frames(frames: Sequence[np.ndarray]) -> None:

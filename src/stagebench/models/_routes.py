@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 
 from stagebench.errors import ModelError
-from stagebench.models._frames import arrange, llava_prompt, pad_to_square, video_llava_prompt
+from stagebench.models import device_pixels
+from stagebench.models._frames import GRID_COLUMNS, arrange, llava_prompt, pad_to_square, video_llava_prompt
 from stagebench.models._text import FastCodec, TextCodec, load_codec, load_tokenizer, read_json
 from stagebench.models.base import Inputs
+from stagebench.models.device_pixels import DevicePixels
 from stagebench.models.presets import Preset
 
 __all__ = ["ClipRoute", "ProcessorRoute", "Route"]
@@ -44,6 +46,7 @@ class ClipRoute:
         self.codec = codec
         self.image_processor = _clip_processor(config, folder)
         self.mean_colour = [int(255 * mean) for mean in self.image_processor.image_mean]
+        self._on_device: DevicePixels | None = None
         as_video = self.frames_as == "video"
         self.token = "<video>" if as_video else "<image>"
         self.placeholder_id = int(config.video_token_index if as_video else config.image_token_index)
@@ -52,21 +55,35 @@ class ClipRoute:
         self.tokens_each = (vision.image_size // vision.patch_size) ** 2 + (0 if cut_cls else 1)
 
     def __call__(self, frames: Sequence[np.ndarray], query: str, prompt: str | None) -> Inputs:
-        images = arrange(frames, self.frames_as)
+        pieces_of = 1 if self.frames_as in ("grid", "first") else len(frames)  # images that the vision tower sees
         template = prompt or (video_llava_prompt if self.video_model else llava_prompt)(self.frames_as)
         as_video = self.frames_as == "video"
-        pieces = 1 if as_video else len(images)
+        pieces = 1 if as_video else pieces_of
         text = fill_template(template, query, len(frames), self.token, pieces, behind="\n")
-        each = self.tokens_each * (len(images) if as_video else 1)
+        each = self.tokens_each * (pieces_of if as_video else 1)
         ids = torch.tensor([_expanded(self.codec.encode(text, special=True), self.placeholder_id, each)])
+        pixels = self._pixels(frames) if self._on_device is None else self._on_device(frames)  # [n, 3, S, S]
+        # transformers 5.17 calls Video-LLaVA's image argument pixel_values_images; the adapter renames it there
+        named = {"pixel_values_videos": pixels[None]} if as_video else {"pixel_values": pixels}
+        return Inputs(ids, torch.ones_like(ids), named, visual_counts=(pieces,))
+
+    def _pixels(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
+        images = arrange(frames, self.frames_as)
         if self.frames_as == "grid":
             # a grid of 8 is 2.7 times as wide as high: CLIP's centre crop would cut off its outer columns, half of the frames
             images = [pad_to_square(image, self.mean_colour) for image in images]
         done = self.image_processor(images, return_tensors="np", input_data_format="channels_last")["pixel_values"]
-        pixels = torch.from_numpy(np.ascontiguousarray(done, dtype=np.float32))  # [n, 3, S, S]
-        # transformers 5.17 calls Video-LLaVA's image argument pixel_values_images; the adapter renames it there
-        named = {"pixel_values_videos": pixels[None]} if as_video else {"pixel_values": pixels}
-        return Inputs(ids, torch.ones_like(ids), named, visual_counts=(pieces,))
+        return torch.from_numpy(np.ascontiguousarray(done, dtype=np.float32))
+
+    def preprocess_on(self, device: torch.device) -> None:
+        """Pixels are made on the device from here on. Raises ModelError for an image processor with other steps than CLIP's."""
+
+        def arranged(frames: list[torch.Tensor]) -> list[torch.Tensor]:
+            if self.frames_as == "grid":
+                return [device_pixels.pad_to_square(device_pixels.frame_grid(frames, GRID_COLUMNS), self.mean_colour)]
+            return frames[:1] if self.frames_as == "first" else frames
+
+        self._on_device = DevicePixels(self.image_processor, device, arranged)
 
 
 class ProcessorRoute:

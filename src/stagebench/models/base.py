@@ -29,6 +29,10 @@ class ModelSpec:
     frames_as: str | None = None
     quantization: str = "none"
     prompt: str | None = None
+    preprocess: str = "pil"
+    """pil: on the CPU, bit-identical to the original processors. device: by torch on the model's device."""
+    keep_visual: float = 1.0
+    """Share of the visual tokens that the language model is given."""
 
     @property
     def dummy_seed(self) -> int | None:
@@ -127,6 +131,8 @@ class Prompt:
     """[B, L], or [3, B, L] / [4, B, L] for M-RoPE models."""
     extra: Mapping[str, Any] = field(default_factory=dict)
     """What `generate` needs besides: input_ids, grids, type ids, by the model's own argument names."""
+    text_ids: torch.Tensor | None = None
+    """[B, L'] int64: the prompt's ids with placeholders as the adapter has them, left-padded; for engines that read the prompt's text."""
 
     @property
     def length(self) -> int:
@@ -145,6 +151,10 @@ class Tokens:
     """Bytes of the KV cache at the end, where the engine can tell."""
     nan: bool = False
     """Whether any logits were NaN or infinite."""
+    drafted: int | None = None
+    """Tokens proposed to the model by an engine that guesses ahead."""
+    accepted: int | None = None
+    """Those of them that were the model's own choice."""
 
 
 @runtime_checkable

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from stagebench.errors import ModelError
-from stagebench.models import _routes, _weights, presets
+from stagebench.models import _routes, _weights, presets, pruning
 from stagebench.models._adapter import TransformersAdapter, check_frames, rename_architecture
 from stagebench.models.base import Features, Inputs, ModelSpec, Prompt
 from stagebench.models.hooks import find_vision_modules
@@ -32,6 +32,8 @@ class HuggingFaceAdapter(TransformersAdapter):
 
     name = "hf"
     route: _routes.Route
+    _scores: pruning.ClsScores | None = None
+    _share = 1.0
 
     def _load_preset(self, spec: ModelSpec) -> None:
         from transformers import AutoModelForImageTextToText
@@ -90,6 +92,8 @@ class HuggingFaceAdapter(TransformersAdapter):
                 "cannot carry. Write an adapter for it."
             )
         found = output.pooler_output
+        if self._scores is not None:
+            return self._pruned(inputs, found)
         # a list of [n_i, D], or one [images, n, D]; a video of Video-LLaVA is [frames, n, D]
         flat = torch.cat([part.flatten(0, -2) for part in found]) if isinstance(found, (list, tuple)) else found.flatten(0, -2)
         counts = (inputs.input_ids == self.route.placeholder_id).sum(dim=1).tolist()
@@ -100,8 +104,40 @@ class HuggingFaceAdapter(TransformersAdapter):
             )
         return Features(tuple(flat.split(counts)))
 
+    def _preprocess_on_device(self) -> None:
+        if not isinstance(self.route, _routes.ClipRoute):
+            super()._preprocess_on_device()
+        self.route.preprocess_on(self.device)  # type: ignore[attr-defined]
+
+    def _keep_visual(self, share: float) -> None:
+        layer = getattr(self.model.config, "vision_feature_layer", None)
+        if self._has_mrope or not isinstance(layer, int):
+            super()._keep_visual(share)
+        self._scores = pruning.ClsScores(self.vision_module(), int(layer or -1))
+        self._share = share
+
+    def _pruned(self, inputs: Inputs, found: Any) -> Features:
+        """The tower's features without those left out; `extra["kept"]` says which of a sample's placeholders stay, [k] each."""
+        scores = self._scores.take() if self._scores is not None else None
+        each = torch.stack(list(found)) if isinstance(found, (list, tuple)) else found  # [images, n, D]
+        if scores is None or each.ndim != 3 or len(each) != len(scores):
+            raise ModelError(f"{type(self.model).__name__}: features are not one [n, D] an image. Set variants.keep_visual: [1.0].")
+        tokens = each.shape[1]
+        kept = pruning.kept_tokens(scores, tokens, self._share)  # [images, k]
+        chosen = each.gather(1, kept[..., None].expand(-1, -1, each.shape[2]))
+        counts = (inputs.input_ids == self.route.placeholder_id).sum(dim=1).tolist()
+        images = [count // tokens for count in counts]
+        if sum(images) != len(each):
+            raise ModelError(f"{type(self.model).__name__}: {len(each)} images for {counts} placeholders of {tokens} an image.")
+        places = [
+            (k + torch.arange(len(k), device=k.device)[:, None] * tokens).flatten() for k in kept.split(images)
+        ]  # among the sample's own placeholders
+        return Features(tuple(part.flatten(0, 1) for part in chosen.split(images)), {"kept": tuple(places)})
+
     @torch.inference_mode()
     def merge(self, inputs: Inputs, features: Features) -> Prompt:
+        if "kept" in features.extra:
+            inputs = self._narrowed(inputs, features.extra["kept"])
         ids = inputs.input_ids
         places = ids == self.route.placeholder_id
         embeds = self.model.get_input_embeddings()(ids.masked_fill(places, 0))  # a placeholder's id may lie beyond the table
@@ -114,7 +150,22 @@ class HuggingFaceAdapter(TransformersAdapter):
         embeds = embeds.masked_scatter(places.unsqueeze(-1), visual)
         # token_type_ids: what a prefix-attention model (PaliGemma, Gemma 3) needs to see its image tokens in both directions
         extra = {key: inputs.extra[key] for key in ("token_type_ids",) if key in inputs.extra}
-        return Prompt(embeds, inputs.attention_mask, self._positions(inputs), extra)
+        return Prompt(embeds, inputs.attention_mask, self._positions(inputs), extra, text_ids=ids)
+
+    def _narrowed(self, inputs: Inputs, kept: Sequence[torch.Tensor]) -> Inputs:
+        """The inputs without the placeholders of tokens that were left out. Left-padded rows stay so."""
+        ids, places = inputs.input_ids, inputs.input_ids == self.route.placeholder_id
+        stays = ~places
+        for row, chosen in enumerate(kept):
+            stays[row, places[row].nonzero()[:, 0][chosen]] = True
+        longest = int(stays.sum(1).max())
+
+        def narrow(tensor: torch.Tensor, fill: int) -> torch.Tensor:
+            rows = [row[keep] for row, keep in zip(tensor, stays, strict=True)]
+            return torch.stack([nn.functional.pad(row, (longest - len(row), 0), value=fill) for row in rows])
+
+        extra = {key: narrow(value, 0) if value.shape == ids.shape else value for key, value in inputs.extra.items()}
+        return Inputs(narrow(ids, self.pad_id), narrow(inputs.attention_mask, 0), inputs.pixels, extra, inputs.visual_counts)
 
     def _positions(self, inputs: Inputs) -> torch.Tensor:
         """[B, L], or [4, B, L] (text, time, height, width) for M-RoPE."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stagebench.models import _weights, presets
+from stagebench.models import _weights, presets, pruning
 from stagebench.models._adapter import TransformersAdapter, check_frames, rename_architecture
 from stagebench.models.base import Features, Inputs, ModelSpec, Prompt
 from stagebench.models.eventgpt.configuration import EventGptConfig
@@ -31,6 +31,8 @@ class EventGptAdapter(TransformersAdapter):
     name = "eventgpt"
     model: EventGptForConditionalGeneration
     processor: EventGptProcessor
+    _scores: pruning.ClsScores | None = None
+    _share = 1.0
 
     def _load_preset(self, spec: ModelSpec) -> None:
         preset = presets.build("eventgpt", spec.preset or "")
@@ -52,11 +54,27 @@ class EventGptAdapter(TransformersAdapter):
 
     @torch.inference_mode()
     def encode(self, inputs: Inputs) -> Features:
-        return Features(tuple(self.model.get_event_features(inputs.pixels["pixel_values"])))
+        features = self.model.get_event_features(inputs.pixels["pixel_values"])  # [B, T + P, D]
+        if self._scores is None:
+            return Features(tuple(features))
+        # the mean over each frame stays; of the P places those go on that CLS attends to most, on average over the frames
+        batch, frames = inputs.pixels["pixel_values"].shape[:2]
+        scores = self._scores.take().unflatten(0, (batch, frames)).mean(1)  # [B, P - 1]
+        kept = pruning.kept_tokens(scores, features.shape[1] - frames, self._share) + frames  # [B, k]
+        every = torch.arange(frames, device=kept.device).expand(batch, -1)
+        return Features(tuple(row[chosen] for row, chosen in zip(features, torch.cat([every, kept], 1), strict=True)))
+
+    def _preprocess_on_device(self) -> None:
+        self.processor.preprocess_on(self.device)
+
+    def _keep_visual(self, share: float) -> None:
+        self._scores = pruning.ClsScores(self.vision_module(), -1)
+        self._share = share
 
     @torch.inference_mode()
     def merge(self, inputs: Inputs, features: Features) -> Prompt:
-        return Prompt(*self.model.merge_event_features(inputs.input_ids, inputs.attention_mask, features.embeds))
+        merged = self.model.merge_event_features(inputs.input_ids, inputs.attention_mask, features.embeds)
+        return Prompt(*merged, text_ids=inputs.input_ids)
 
     def vision_module(self) -> nn.Module:
         return self.model.model.visual_tower.encoder

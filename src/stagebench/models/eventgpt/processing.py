@@ -11,6 +11,7 @@ import torch
 
 from stagebench.errors import ModelError
 from stagebench.models._text import TextCodec, load_codec
+from stagebench.models.device_pixels import DevicePixels
 from stagebench.models.eventgpt.configuration import EventGptConfig
 
 __all__ = ["EVENT_TOKEN", "PROMPT", "EventGptProcessor"]
@@ -29,6 +30,7 @@ class EventGptProcessor:
         self.image_processor = image_processor
         self.codec = codec
         self.event_token_index = event_token_index
+        self._on_device: DevicePixels | None = None
 
     @classmethod
     def from_pretrained(cls, folder: str | Path, config: EventGptConfig | None = None, **_: Any) -> EventGptProcessor:
@@ -44,8 +46,14 @@ class EventGptProcessor:
 
     def pixel_values(self, frames: Sequence[np.ndarray]) -> torch.Tensor:
         """[T, 3, S, S] float32: shortest edge resized (bicubic), centre crop, CLIP's mean and standard deviation."""
+        if self._on_device is not None:
+            return self._on_device(frames)
         done = self.image_processor(list(frames), return_tensors="np", input_data_format="channels_last")["pixel_values"]
         return torch.from_numpy(np.ascontiguousarray(done, dtype=np.float32))
+
+    def preprocess_on(self, device: torch.device) -> None:
+        """Pixels are made on the device from here on. Raises ModelError for an image processor with other steps than CLIP's."""
+        self._on_device = DevicePixels(self.image_processor, device)
 
     def tokenize(self, prompt: str) -> torch.Tensor:
         """[L] int64 with -200 for `<event>`; one BOS, in front. Raises ModelError unless the prompt has exactly one `<event>`."""
