@@ -128,12 +128,13 @@ def voxel_grid(events: Events, bins: int, sensor: tuple[int, int]) -> np.ndarray
         raise ShortClipError("the clip holds no events. Leave it out of the index.")
     height, width = _checked_sensor(events, sensor, bins)
     plane = height * width
-    grid = np.zeros(bins * plane, np.float64)
     t0, span = float(int(events.t[0])), float(int(events.t[-1]) - int(events.t[0])) or 1.0
     kernel = _kernel()
     if kernel is not None:
-        kernel("voxel")(events.x, events.y, events.p, events.t, t0, span, bins, width, plane, grid)
+        grid = np.empty(bins * plane, np.float32)
+        kernel("voxel")(events.x, events.y, events.p, events.t, t0, span, bins, width, np.empty(plane, np.float64), grid)
     else:
+        grid = np.zeros(bins * plane, np.float64)
         at = bins * (events.t.astype(np.float64) - t0) / span
         bin_ = at.astype(np.int64)
         sign = events.p * 2.0 - 1.0
@@ -141,7 +142,7 @@ def voxel_grid(events: Events, bins: int, sensor: tuple[int, int]) -> np.ndarray
         left, right = bin_ < bins, bin_ + 1 < bins
         np.add.at(grid, bin_[left] * plane + pixel[left], (sign * (1.0 - (at - bin_)))[left])
         np.add.at(grid, (bin_[right] + 1) * plane + pixel[right], (sign * (at - bin_))[right])
-    return grid.astype(np.float32).reshape(bins, height, width)
+    return grid.astype(np.float32, copy=False).reshape(bins, height, width)
 
 
 def event_histogram(events: Events, sensor: tuple[int, int]) -> np.ndarray:
