@@ -294,6 +294,7 @@ ODD = (
     _other("prores.mov", "prores_ks", pixel_format="yuv422p10le"),
     _other("hevc_open_gops.mp4", "libx265", fast=True, options={"g": "10", "bf": "3"}),
     _other("hevc_closed_gops.mkv", "libx265", fast=True, options={"g": "10", "bf": "3", "x265-params": "log-level=none:open-gop=0"}),
+    _other("hevc_interlaced.mp4", "libx265", options={"bf": "2", "x265-params": "log-level=none:interlace=tff"}),
     _other("hevc_ten_bit.mp4", "libx265", fast=True, pixel_format="yuv420p10le"),
     _other("hevc_temporal_layers.mp4", "libx265", options={"bf": "3", "x265-params": "log-level=none:temporal-layers=3:b-adapt=0"}),
 )

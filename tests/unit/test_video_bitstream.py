@@ -2,11 +2,14 @@
 
 import struct
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from stagebench.sources import _fast
 from stagebench.sources._bitstream import Doubt, survey
 from stagebench.sources._boxes import missing_end
 
@@ -80,6 +83,68 @@ def test_plain_streams_are_proven() -> None:
 def test_each_doubt(codec: str, extradata: bytes | None, packet: bytes, words: str) -> None:
     with pytest.raises(Doubt, match=words):
         survey(codec, extradata, [packet])  # type: ignore[list-item]
+
+
+class _Packet(bytes):
+    """A packet as `_fast` sees it."""
+
+    pts: int | None = 0
+    is_corrupt = is_discard = side_data = False
+
+    def has_sidedata(self, kind: str) -> bool:
+        return self.side_data and kind == "new_extradata"
+
+
+def _stream(*changes: dict[str, Any], first: bytes = IDR, format: str = "matroska,webm") -> tuple[Any, Any]:
+    """A request and a video of four packets shown at 0, 3, 1, 2, with changes to them in order."""
+    packets = [_Packet(_packet(unit)) for unit in (first, SLICE, SLICE, SLICE)]
+    for packet, pts in zip(packets, (0, 3, 1, 2), strict=True):
+        packet.pts = pts
+    for packet, change in zip(packets, changes, strict=False):
+        vars(packet).update(change)
+    context = SimpleNamespace(name="h264", extradata=_avcc(_sps()))
+    video = SimpleNamespace(container=SimpleNamespace(format=SimpleNamespace(name=format)), stream=SimpleNamespace(codec_context=context))
+    return SimpleNamespace(demux=lambda _: packets), video
+
+
+def test_index_is_in_presentation_order_without_discarded_frames() -> None:
+    index = _fast._index(*_stream({}, {}, {"is_discard": True}))
+    assert (index.pts, index.idr) == ([0, 2, 3], [True, False, False, False])
+    assert _fast._reordering(index.packets) == 1  # the frame shown last is decoded before two others, which wait for it alone
+
+
+@pytest.mark.parametrize(
+    ("stream", "words"),
+    [
+        (_stream(format="mpegts"), "container is mpegts"),
+        (_stream({}, {"is_corrupt": True}), "a packet is damaged"),
+        (_stream(first=SLICE), "does not start with an IDR"),
+        (_stream({}, {"pts": None}), "do not have a pts each"),
+        (_stream({}, {"pts": 1}), "do not have a pts each"),
+        (_stream({}, {"side_data": True}), "its parameters change"),
+        (_stream({}, {"pts": -1}), "shown before its first picture"),
+    ],
+)
+def test_each_reason_for_a_full_decode(stream: tuple[Any, Any], words: str) -> None:
+    with pytest.raises(_fast.NotProven, match=words):
+        _fast._index(*stream)
+
+
+def test_runs_to_decode() -> None:
+    packets = []
+    for i in range(12):  # groups of three
+        packets.append(_Packet(b"x"))
+        packets[i].pts = i
+    index = _fast._Index(packets, list(range(12)), [i % 3 == 0 for i in range(12)])  # type: ignore[arg-type]
+
+    def runs(*targets: int) -> list[list[int | None]]:
+        return [[packet.pts for packet in run] for run in _fast._needed(index, set(targets))]
+
+    assert runs(0) == [[0]]
+    assert runs(4) == [[3, 4]]
+    assert runs(2, 4) == [[0, 1, 2, 3, 4]]  # no gap between: decoded in one go
+    assert runs(1, 4) == [[0, 1], [3, 4]]
+    assert runs(5, 11) == [[3, 4, 5], [9, 10, 11]]
 
 
 @given(st.sampled_from(["h264", "hevc"]), st.binary(max_size=80), st.lists(st.binary(min_size=1, max_size=60), max_size=4))
