@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from stagebench.plan import Plan, build_plan
-from stagebench.scripting import log_progress
+from stagebench.scripting import Ownership, log_progress
 
 # Scripts find these in snakemake.config: as params they would tie shards that studies share to one study's folder.
 config["paths"] = {
@@ -24,4 +24,6 @@ else:
 
 
 onstart:
+    # Snakemake's own lock is the working directory's; this one also keeps out `stagebench run` and another checkout, and names the owner.
+    workflow.results_owner = Ownership(PLAN_FILE.parent)
     PLAN.write(PLAN_FILE)

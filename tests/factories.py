@@ -51,6 +51,9 @@ class FakePlan:
     config: Config
     jobs: list[FakeJob]
 
+    def timing_fingerprint(self, job: FakeJob) -> Mapping[str, Any]:
+        return {}
+
     @property
     def verify_paths(self) -> list[str]:
         return [f"verify/{model}.json" for model in dict.fromkeys(job.model for job in self.jobs)]
@@ -156,7 +159,7 @@ def job_metadata(**changes: Any) -> dict[str, Any]:
 
 
 def study_metadata(**changes: Any) -> dict[str, Any]:
-    return {"dtype": "float32", "model": {"revision": "dummy:0/tiny", "tokenizer": "t0"}, **changes}
+    return {"applied": {}, "dtype": "float32", "model": {"revision": "dummy:0/tiny", "tokenizer": "t0"}, **changes}
 
 
 def write_rows(

@@ -62,6 +62,7 @@ class PlanLike(Protocol):
     def config(self) -> Config: ...
     @property
     def jobs(self) -> Iterable[Any]: ...
+    def timing_fingerprint(self, job: Any, /) -> Mapping[str, Any]: ...
     @property
     def verify_paths(self) -> Sequence[str]: ...
 
@@ -100,7 +101,7 @@ def gather(plan: PlanLike, results: Path, output: Path) -> Gathered:
     Raises MergeError for a missing or unreadable file, another schema, rows of another job, a sample without a row or with two, study
     fingerprints or anchors that differ where rows would be pooled.
     """
-    files = sorted((_open(job, results) for job in plan.jobs), key=lambda f: str(f.path))
+    files = sorted((_planned(plan, job, _open(job, results)) for job in plan.jobs), key=lambda f: str(f.path))
     if not files:
         raise MergeError("the plan holds no timing job: check datasets and models in the config")
     for one, other in pairwise(files):
@@ -144,7 +145,7 @@ def _open(job: _Job, results: Path) -> JobFile:
         raise MergeError(f"{path}: timing file missing, though the plan names it. Run its timing job again (snakemake), then merge.")
     try:
         schema = pq.read_schema(path)
-    except (pa.ArrowInvalid, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MergeError(f"{path}: not a readable Parquet file ({error}). Delete it and run its timing job again.") from error
     for column in SCHEMA:
         at = schema.get_field_index(column.name)
@@ -167,10 +168,16 @@ def _open(job: _Job, results: Path) -> JobFile:
     )
 
 
+def _planned(plan: PlanLike, job: _Job, file: JobFile) -> JobFile:
+    """The file, once it is sure that its job ran with the settings, weights and versions that the plan has now. Raises MergeError."""
+    _refuse(file, "the plan", difference(dict(plan.timing_fingerprint(job)), file.study.get("applied"), "applied"))
+    return file
+
+
 def _json(path: Path, metadata: Mapping[bytes, bytes], key: str) -> Mapping[str, Any]:
     try:
         value = json.loads(metadata[key.encode()])
-    except (KeyError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise MergeError(f"{path}: no readable metadata {key!r} in the file. Delete it and run its timing job again.") from error
     if not isinstance(value, dict):
         raise MergeError(f"{path}: metadata {key!r} is {type(value).__name__}, expected an object. Delete it and run its timing job again.")
@@ -209,9 +216,9 @@ def _check_studies(files: list[JobFile], config: Config) -> None:
     timing = config.timing.model_dump(mode="json", exclude={"max_samples", "reuse"})
     for file in files:
         known = first.setdefault((file.dataset, file.model, file.variant), file)
-        _refuse(file, f"that of {known.path}", difference(known.study, file.study))
+        _refuse(file, str(known.path), difference(known.study, file.study))
         known = weights.setdefault(file.model, file)
-        _refuse(file, f"that of {known.path}", difference(known.study.get("model"), file.study.get("model"), "model"))
+        _refuse(file, str(known.path), difference(known.study.get("model"), file.study.get("model"), "model"))
         if isinstance(file.study.get("timing"), Mapping):
             _refuse(file, "the config", difference(timing, file.study["timing"], "timing"))
 
@@ -219,7 +226,7 @@ def _check_studies(files: list[JobFile], config: Config) -> None:
 def _refuse(file: JobFile, other: str, changed: list[str]) -> None:
     if changed:
         raise MergeError(
-            f"{file.path}: its study fingerprint differs from {other}, so its rows must not be pooled:\n"
+            f"{file.path}: its study fingerprint differs from that of {other}, so its rows must not be pooled:\n"
             + "\n".join(f"  {line}" for line in changed)
             + "\nDelete the file that is out of date and run its timing job again."
         )
@@ -268,7 +275,7 @@ def _rows(file: JobFile) -> pa.Table:
     """One file's rows, checked, sorted and completed. Shape: rows x MERGED_SCHEMA."""
     try:
         frame = pl.DataFrame(pq.read_table(file.path, columns=SCHEMA.names, page_checksum_verification=True, partitioning=None))
-    except (pa.ArrowException, OSError) as error:
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MergeError(f"{file.path}: cannot be read ({error}). Delete it and run its timing job again.") from error
     for column, expected in (("dataset", file.dataset), ("model", file.model), ("variant", file.variant)):
         strange = frame.filter(pl.col(column).ne_missing(pl.lit(expected)))

@@ -67,7 +67,7 @@ def read_verifications(results: Path, proofs: Sequence[str]) -> tuple[list[dict[
                 failed = [str(c["name"]) for c in checks if not c["passed"]]
                 if failed or not passed or not checks:
                     trouble = f"decoupling proof failed: {', '.join(failed) or 'no check ran'}"
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
                 trouble = f"decoupling proof cannot be read ({type(error).__name__}): run stagebench verify again"
         if trouble:
             findings.append(Finding(Code.INVALID_NOT_VERIFIED.value, path.stem, 1, trouble))

@@ -85,6 +85,6 @@ def _named(cache: Path) -> set[str]:
     for path in sorted((cache / "studies").glob("*.json")):
         try:
             named.update(json.loads(path.read_text(encoding="utf-8"))["shards"])
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StoreError(f"{path}: not a study's registration ({error}). Run that study again, or delete the file.") from error
     return named

@@ -95,7 +95,7 @@ def _summary(folder: Path) -> dict[str, Any]:
         Config.model_validate(summary["config"])
         for key in ("machines", "studies", "verdict", "reasons"):
             summary[key]
-    except (OSError, ValueError, KeyError, TypeError, StagebenchError) as error:
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, StagebenchError) as error:
         raise MergeError(
             f"{path}: not a merged study ({type(error).__name__}: {error}). Give the folder that holds summary.json."
         ) from error

@@ -28,7 +28,7 @@ EVENT_SOURCES = ("cache", "npy", "png")
 
 
 class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DatasetConfig(_Section):
@@ -226,7 +226,7 @@ def load_config(source: str | Path | Mapping[str, Any]) -> Config:
         where = str(source)
         try:
             source = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
             raise ConfigError(f"{where}: cannot be read as YAML: {error}") from error
     if not isinstance(source, Mapping):
         raise ConfigError(f"{where}: expected a mapping of keys, found {type(source).__name__}")

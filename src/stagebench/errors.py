@@ -15,6 +15,7 @@
     ├── StoreError             a shard that cannot be trusted
     │   └── ChecksumError      bytes that changed since they were written
     ├── PlanError              the plan does not fit what is on disk
+    ├── BusyError              another run works in the same results folder
     ├── ModelError             weights, preset, adapter or engine
     │   └── EncoderNotFoundError   no vision module to count and hook
     ├── TimingError            a timing job that cannot give valid numbers
@@ -84,6 +85,10 @@ class ChecksumError(StoreError):
 
 class PlanError(StagebenchError):
     """The plan does not fit what is on disk."""
+
+
+class BusyError(StagebenchError):
+    """Another run works in the same results folder."""
 
 
 class ModelError(StagebenchError):

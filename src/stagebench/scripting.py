@@ -9,9 +9,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from stagebench._ownership import Ownership
 from stagebench.errors import ConfigError, StagebenchError
 
-__all__ = ["job", "log_progress", "require_gpu"]
+__all__ = ["Ownership", "job", "log_progress", "require_gpu"]
 
 log = logging.getLogger(__name__)
 PROGRESS_STEPS = 20

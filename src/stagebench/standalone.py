@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from stagebench._ownership import owned
 from stagebench.config import Config, load_config
 from stagebench.errors import ConfigError
 
@@ -113,10 +114,17 @@ def run_study(
     threads: int = 1,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> StudyResult:
-    """Plan, extract, verify, time, merge and report. What is there already under the plan's names is kept.
+    """Plan, extract, verify, time, merge and report. What is there already under the plan's names, and was measured as planned, is kept.
 
-    progress: called with (what, done, of) as steps end.
+    progress: called with (what, done, of) as steps end. Raises BusyError when another run works in `results`.
     """
+    with owned(results):
+        return _run_study(config, results, cache, device, threads, progress)
+
+
+def _run_study(
+    config: Config, results: Path, cache: Path, device: str | None, threads: int, progress: Callable[[str, int, int], None] | None
+) -> StudyResult:
     from stagebench.extract import extract_shard
     from stagebench.merge import merge
     from stagebench.plan import build_plan
@@ -141,13 +149,28 @@ def run_study(
             run_verify(plan, plan.verify_job(proof), results / proof, cache=cache, device=device)
             verified.add(proof)
         output = results / job.path
-        if not output.exists():
+        if not _stands(output, plan.timing_fingerprint(job)):
             run_job(plan, job, output, cache=cache, device=device)
             timed += 1
         tell("time", number, len(plan.jobs))
     merge(plan, results)
     report = write_report(results)
     return StudyResult(results, report, extracted, timed)
+
+
+def _stands(output: Path, settings: Mapping[str, Any]) -> bool:
+    """Whether a timing file is there and says that it was measured with these settings, weights and versions."""
+    from stagebench.session.output import read_metadata
+
+    if not output.exists():
+        return False
+    try:
+        stands: bool = read_metadata(output)["study"].get("applied") == settings
+    except (OSError, ValueError, KeyError, AttributeError, RecursionError):
+        stands = False
+    if not stands:
+        log.warning("%s: measured with other settings, weights or versions than planned now; its job runs again", output)
+    return stands
 
 
 def verify_study(

@@ -170,5 +170,5 @@ def read_table(path: Path) -> Table:
         frame = pl.DataFrame(arrow)
         frame = frame.drop("study_verdict") if "study_verdict" in frame.columns else frame
         return Table(path.stem, metadata["stagebench.title"], frame, views, notes)
-    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError) as error:
+    except (OSError, pa.ArrowException, KeyError, ValueError, TypeError, RecursionError) as error:
         raise MergeError(f"{path}: not a table written by stagebench ({type(error).__name__}: {error}). Merge the study again.") from error

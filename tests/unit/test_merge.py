@@ -232,7 +232,7 @@ def test_refuses_differing_study_fingerprints_and_shows_the_difference(tmp_path:
 
 def test_refuses_two_revisions_of_one_model(tmp_path: Path) -> None:
     plan = make_study(tmp_path, blocks=1, variants={"a-0": {}, "b-1": {"batch": 1, "quantization": "int8"}})
-    rewrite(tmp_path, plan, 1, study={"dtype": "float32", "model": {"revision": "dummy:1/tiny", "tokenizer": "t0"}})
+    rewrite(tmp_path, plan, 1, study=study_metadata(model={"revision": "dummy:1/tiny", "tokenizer": "t0"}))
     with pytest.raises(MergeError, match="model.revision"):
         merge(plan, tmp_path)
 
@@ -375,7 +375,7 @@ def test_acceptance_needs_one_tokenizer(tmp_path: Path) -> None:
     fixed = next(r for r in table(tmp_path, "acceptance") if r["length"] == "16")
     assert (fixed["position_share"], fixed["note"]) == (1.0, None)
     for number in (2, 3):
-        rewrite(tmp_path, plan, number, study={"dtype": "float32", "model": {"revision": "dummy:0/tiny", "tokenizer": "t1"}})
+        rewrite(tmp_path, plan, number, study=study_metadata(model={"revision": "dummy:0/tiny", "tokenizer": "t1"}))
     merge(plan, tmp_path)
     refused = table(tmp_path, "acceptance")[0]
     assert refused["position_share"] is None

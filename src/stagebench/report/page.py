@@ -67,7 +67,7 @@ def write_report(results: Path) -> Path:
 def _read(results: Path) -> Study:
     try:
         summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise MergeError(f"{results / 'summary.json'}: cannot be read ({error}). Merge the study first.") from error
     found = groups(results / "timings.parquet")
     tables = {name: read_table(results / "tables" / f"{name}.parquet") for name in TABLES}

@@ -129,6 +129,8 @@ class _Job:
         model_load_ms = (time.perf_counter() - load_begin) * 1e3
         spec = adapter.spec
         study = study_fingerprint(self.config, self.job, spec, adapter, self._reading())
+        # as planned: the merge holds this against its own plan, so that no file of another config, code or weights gets in
+        study["applied"] = dict(self.plan.timing_fingerprint(self.job))
         here = machine.fingerprint(self.device, torch.get_num_threads())
         tasks = self._tasks(loader)
         journal = self.stack.enter_context(Journal(_journal_path(self.output), self._identity(study, here, tasks)))

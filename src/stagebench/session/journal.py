@@ -156,7 +156,7 @@ def _parse(data: bytes) -> tuple[list[dict[str, Any]], int]:
             if int(checksum, 16) != zlib.crc32(body):
                 break
             value = json.loads(body)
-        except ValueError:
+        except (ValueError, RecursionError):
             break
         if not isinstance(value, dict):
             break
