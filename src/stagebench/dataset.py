@@ -33,6 +33,7 @@ MAX_PATH_CHARS = 1024
 
 _FOLDERS = {"events": "event_npy", "mp4": "mp4", "frames": "video", "images": "event_image"}
 _H5 = (".h5", ".hdf5")
+_CAMERA = (".raw", ".dat", ".aedat4")
 # What the guard looks for in one pass: control characters (NUL among them), lone surrogates (bytes that are not UTF-8), backslashes.
 _BAD_CHARACTER = re.compile("[\x00-\x1f\x7f\ud800-\udfff\\\\]")
 # Fast acceptance of what nearly all indexes hold; anything else takes the slow, explaining way.
@@ -255,6 +256,8 @@ def _clip(entry: dict[str, Any], path: Path, number: int, label: str) -> Clip:
             stem = value
         elif kind == "events" and f".{suffix}" in _H5:
             folder = "event_h5"
+        elif kind == "events" and f".{suffix}" in _CAMERA:
+            folder = "event_raw"
         files[kind] = f"{folder}/{value}"
         if stem not in names:
             names.append(stem)

@@ -102,8 +102,8 @@ def test_missing_column_names_what_is_there(tmp_path):
 def test_no_events_and_unknown_suffix(tmp_path):
     with pytest.raises(ShortClipError, match="no events in the file"):
         read_events(save(tmp_path, **{key: value[:0] for key, value in columns().items()}))
-    with pytest.raises(SourceError, match="not .raw"):
-        read_events(tmp_path / "clip.raw")
+    with pytest.raises(SourceError, match="not .bag"):
+        read_events(tmp_path / "clip.bag")
 
 
 def test_window_of_an_npy(tmp_path):

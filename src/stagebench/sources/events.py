@@ -56,7 +56,8 @@ def read_events(path: Path, *, window: tuple[int, int] | None = None) -> Events:
 
     `.npy` holds a pickled dict (read by the restricted loader), `.npz` plain arrays: p uint8, bool or signed with 0/1 or -1/1; t any
     integer, microseconds; x, y integers below 65536. `.h5`/`.hdf5` is DSEC's layout; t becomes absolute by its `t_offset`.
-    `window` takes events with t0 <= t < t1, in the file's own times (absolute for HDF5), without reading the rest of an HDF5 recording.
+    `.dat`, `.raw` (EVT 2.0, EVT 3.0) are Prophesee's, `.aedat4` is iniVation's (package `aedat`, extra `events-raw`).
+    `window` takes events with t0 <= t < t1, in the file's own times (absolute for HDF5); the rest of an HDF5 or DAT file is not read.
 
     Times that fall are refused: they come from a uint16 clock that ran over (clips above 65.5 ms) or from files put together in the
     wrong order, and every split and every "last event wins" would be wrong in silence.
@@ -77,9 +78,20 @@ def read_events(path: Path, *, window: tuple[int, int] | None = None) -> Events:
         from stagebench.sources._dsec import read_dsec
 
         events = from_arrays(read_dsec(path, window), str(path))
+    elif suffix == ".aedat4":
+        from stagebench.sources._aedat4 import read_aedat4
+
+        events = from_arrays(read_aedat4(path, window), str(path))
+    elif suffix in (".dat", ".raw"):
+        from stagebench.sources._prophesee import read_dat, read_raw
+
+        events = from_arrays(read_dat(path, window) if suffix == ".dat" else read_raw(path), str(path))
+        if suffix == ".raw" and window is not None:
+            first, last = np.searchsorted(events.t, window)
+            events = _cut(events, int(first), int(last))
     else:
         raise SourceError(
-            f"{path}: events are read from .npy, .npz, .h5 and .hdf5, not {suffix or 'a name without suffix'}. "
+            f"{path}: events are read from .npy, .npz, .h5, .hdf5, .dat, .raw and .aedat4, not {suffix or 'a name without suffix'}. "
             "Convert the clip, or rename it."
         )
     if len(events) == 0:
