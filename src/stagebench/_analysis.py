@@ -29,7 +29,10 @@ CAPPED_POOL = "natural (capped)"
 METRICS = ("total_ms", "no_load_ms", "ttft_ms", *(f"{s}_ms" for s in STAGES), "ms_per_token", "new_tokens")
 """What models are compared by. `no_load_ms` is total without load."""
 
-SETTINGS = ("engine", "quantization", "batch", "frames", "input", "source", "dtype", "attention", "preset", "weights")
+SETTINGS = (
+    *("engine", "quantization", "batch", "frames", "input", "source", "dtype", "attention", "keep_visual", "preprocess"),
+    *("preset", "weights"),
+)
 _DISCARDING = [code.value for code in Code if code.discards]
 _HEAVY = ("token_ids", "token_ms", "text", "feature_hash", "query", "reason", "plain_total_ms", "id", "clip")
 
@@ -88,6 +91,7 @@ def groups(timings: Path) -> list[Group]:
             (pl.col("status").is_in([Status.OK.value, Status.CAPPED.value]) & pl.col("total_ms").is_not_null()).alias("_timed"),
             ((pl.col("status") == Status.CAPPED.value) & (pl.col("length") == "natural")).alias("_capped"),
             (pl.col("total_ms") - pl.col("load_ms").fill_null(0)).alias("no_load_ms"),
+            (pl.col("total_ms") / pl.col("batch").fill_null(1).clip(1)).alias("sample_ms"),
         )
         .sort(*GROUP, "sample", "repeat")
         .collect()

@@ -30,7 +30,7 @@ __all__ = [
 GAMMA = 5
 """Drafts a round of speculative decoding for which a speed-up is computed."""
 
-_ALIKE = ("engine", "quantization", "batch", "attention", "dtype")
+_ALIKE = ("engine", "quantization", "batch", "attention", "keep_visual", "preprocess", "dtype")
 """Settings that two models must share to be compared. frames and source differ by kind of input and are compared where they are an axis."""
 
 _COUNT_WORDS = {"FASTER": "FEWER", "SLOWER": "MORE"}
@@ -192,10 +192,16 @@ def _ids(group: Group, typical: pl.DataFrame, timings: Path) -> list[list[int]]:
     return [[int(i) for i in ids[sample] or ()] for sample in typical["sample"]]
 
 
-def optimisation_rows(found: Sequence[Group], order: Sequence[tuple[str, str]], config: Config) -> list[dict[str, Any]]:
+def optimisation_rows(
+    found: Sequence[Group],
+    order: Sequence[tuple[str, str]],
+    config: Config,
+    quality: Mapping[tuple[str, str, str, str], Mapping[str, float | None]] | None = None,
+) -> list[dict[str, Any]]:
     """Each variant of a model against that model's first one (the config's order), ranked by total: what a setting is worth.
 
-    order: (model, variant) as the plan lists them.
+    order: (model, variant) as the plan lists them. quality: (machine, dataset, model, variant) -> what its jobs found against the plain
+    model.
     """
     first: dict[str, str] = {}
     for model, variant in order:
@@ -209,9 +215,10 @@ def optimisation_rows(found: Sequence[Group], order: Sequence[tuple[str, str]], 
         pair = paired(group, reference)
         changed = [f"{k}: {reference.settings[k]} -> {group.settings[k]}" for k in SETTINGS if group.settings[k] != reference.settings[k]]
         row = _identity(pair) | {"changed": "; ".join(changed)} | ratio_row(pair, "total_ms", config)
-        for metric in ("encode_ms", "prefill_ms", "decode_ms", "ms_per_token"):
+        for metric in ("sample_ms", "preprocess_ms", "encode_ms", "prefill_ms", "decode_ms", "ms_per_token"):
             row[f"{metric.removesuffix('_ms')}_ratio"] = ratio_row(pair, metric, config)["ratio"]
         row["share_of_limit"] = group.typical["share_of_limit"].drop_nulls().median()
+        row |= _memory(group) | {"acceptance": _acceptance(group)} | dict((quality or {}).get(group.key[:4], {}))
         rows.append(row)
     rows.sort(
         key=lambda r: (
@@ -224,6 +231,21 @@ def optimisation_rows(found: Sequence[Group], order: Sequence[tuple[str, str]], 
         )
     )
     return rows
+
+
+def _memory(group: Group) -> dict[str, Any]:
+    peaks = np.concatenate([group.column(f"{stage}_peak_bytes") for stage in STAGES])
+    known = peaks[np.isfinite(peaks)]
+    return {
+        "weights_bytes": group.typical["weights_bytes"].drop_nulls().median(),
+        "peak_bytes": float(known.max()) if len(known) else None,
+    }
+
+
+def _acceptance(group: Group) -> float | None:
+    """Share of the tokens guessed ahead that the model accepted, over all accepted runs."""
+    drafted, accepted = (int(group.runs[name].sum()) for name in ("drafted_tokens", "accepted_tokens"))
+    return accepted / drafted if drafted else None
 
 
 def load_rows(found: Sequence[Group]) -> list[dict[str, Any]]:

@@ -10,7 +10,11 @@ from stagebench.stages import STAGES
 __all__ = ["COLUMNS", "NOTES", "TITLES", "layout"]
 
 _GROUP = ("machine", "dataset", "model", "variant", "length")
-_SETTINGS = ("engine", "quantization", "batch", "frames", "input", "source", "dtype", "attention", "preset", "weights")
+_SETTINGS = (
+    *("engine", "quantization", "batch", "frames", "input", "source", "dtype", "attention", "keep_visual", "preprocess"),
+    *("preset", "weights"),
+)
+_QUALITY = ("agreement", "mean_kl", "max_kl", "pixel_max_abs", "pixel_changed_share")
 _COUNTS = ("samples", "n", "failed", "discarded", "capped")
 _STAGE_MS = tuple(f"{stage}_ms" for stage in STAGES)
 _QUANTILES = ("p5_ms", "p90_ms", "p95_ms", "p99_ms")
@@ -54,8 +58,9 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "comparison": (*_PAIR, "metric", "clusters", "median", "reference_median", *_RATIO, "speedup", "method"),
     "load": (*_GROUP[:4], "input", "source", "frames", "n", "failed", "discarded", "runs", "median_ms", *_QUANTILES, "share_of_total"),
     "optimisations": (
-        *(*_PAIR, "changed", "median", "reference_median", *_RATIO, "speedup", "encode_ratio", "prefill_ratio", "decode_ratio"),
-        *("ms_per_token_ratio", "share_of_limit", "clusters", "method"),
+        *(*_PAIR, "changed", "median", "reference_median", *_RATIO, "speedup", "sample_ratio", "preprocess_ratio", "encode_ratio"),
+        *("prefill_ratio", "decode_ratio", "ms_per_token_ratio", "share_of_limit", *_QUALITY, "acceptance", "weights_bytes", "peak_bytes"),
+        *("clusters", "method"),
     ),
     "failures": (*_GROUP, "sample", "status", "codes", "reason", "runs"),
     "distribution": (
@@ -84,7 +89,14 @@ NOTES: dict[str, tuple[str, ...]] = {
     "stages": (_ROUNDING, _SAMPLE, "Shares are of the mean total. Without load: no_load_ms. TTFT is load to prefill."),
     "comparison": (_RATIOS, _SAMPLE),
     "load": (_ROUNDING, "Over all length modes; n counts samples."),
-    "optimisations": (_RATIOS, _SAMPLE),
+    "optimisations": (
+        _RATIOS,
+        _SAMPLE,
+        "sample_ratio: the same of total / batch, so below 1 is a higher throughput. acceptance: share of guessed tokens that were "
+        "accepted; with guesses several tokens come of one step, and share_of_limit, which is per token, can pass 1.",
+        "agreement, mean_kl, max_kl: argmax and KL(plain || variant) in nats, teacher-forced on the plain model's own answers to the job's "
+        "first samples; null for variants that leave the numbers as they are. pixel_*: against the pixels of preprocess: pil.",
+    ),
     "failures": ("One row for each sample, length and reason; runs counts its repeats.",),
     "distribution": (_ROUNDING, _SAMPLE, "n too small: fewer than two samples are expected beyond the quantile."),
     "views": (_ROUNDING, "Sums of stages, sample by sample."),
@@ -102,7 +114,8 @@ NOTES: dict[str, tuple[str, ...]] = {
 def layout(name: str, config: Config, *, several_machines: bool, several_datasets: bool) -> Sequence[tuple[str, Sequence[str]]]:
     """(caption, columns) that Markdown, LaTeX and the report show. Machine, dataset and variant are shown where there is more than one."""
     v = config.variants
-    many = any(len(axis) > 1 for axis in (v.engine, v.quantization, v.batch, v.attention, v.frames, v.source))
+    axes: tuple[tuple[object, ...], ...] = (v.engine, v.quantization, v.batch, v.attention, v.frames, v.source, v.keep_visual, v.preprocess)
+    many = any(len(axis) > 1 for axis in axes)
     where = (*(("machine",) if several_machines else ()), *(("dataset",) if several_datasets else ()))
     who = (*where, "model", *(("variant",) if many else ()), "length")
     pair = (*where, "length", "model", *(("variant",) if many else ()), "reference")
@@ -141,7 +154,9 @@ def layout(name: str, config: Config, *, several_machines: bool, several_dataset
     if name == "comparison":
         return (("", (*pair, "metric", "n", "failed", "discarded", "capped", "median", "reference_median", *_RATIO)),)
     if name == "optimisations":
-        return (("", (*pair, "changed", "n", "failed", "discarded", "median", "reference_median", *_RATIO, "share_of_limit")),)
+        speed = ("n", "failed", "discarded", "median", "reference_median", *_RATIO, "sample_ratio", "ms_per_token_ratio", "share_of_limit")
+        what = ("n", "agreement", "mean_kl", "pixel_max_abs", "acceptance", "weights_bytes", "peak_bytes")
+        return (("", (*pair, "changed", *speed)), ("Quality and memory", (*pair, "changed", *what)))
     if name == "decomposition":
         return (("", (*pair, "part", "n", "failed", "discarded", "ms", "factor", "share")),)
     if name == "acceptance":

@@ -15,7 +15,7 @@ from typing import Any
 
 import polars as pl
 
-from stagebench._analysis import Group, groups
+from stagebench._analysis import SETTINGS, Group, groups
 from stagebench._comparison import paired, ratio_row
 from stagebench._gather import difference
 from stagebench.config import Config
@@ -25,7 +25,6 @@ __all__ = ["Outcome", "compare_results", "exit_code"]
 
 METRICS = ("total_ms", "no_load_ms", "load_ms", "encode_ms", "prefill_ms", "decode_ms", "ms_per_token", "new_tokens")
 _KEY = ("dataset", "model", "length")
-_SETTINGS = ("engine", "quantization", "batch", "frames", "input", "source", "dtype", "attention", "preset", "weights")
 
 
 @dataclass(frozen=True)
@@ -104,7 +103,7 @@ def _summary(folder: Path) -> dict[str, Any]:
 
 def _key(group: Group) -> tuple[Any, ...]:
     """What must agree for two groups to be the same measurement. The machine is what may differ."""
-    return (*(getattr(group, name) for name in _KEY), *(group.settings[name] for name in _SETTINGS))
+    return (*(getattr(group, name) for name in _KEY), *(group.settings[name] for name in SETTINGS))
 
 
 def _name(group: Group) -> str:

@@ -89,6 +89,13 @@ class ShardsConfig(_Section):
     max_failed: Share = Field(0.05, description="Share of a shard's clips that may fail before its job fails.")
 
 
+class DraftConfig(_Section):
+    weights: str = Field(description='A local folder, a hub id, or "dummy:<seed>" for random weights.')
+    preset: Slug | None = Field(None, description="Shape of dummy weights: tiny, or the published shape (7b).")
+    adapter: Slug | None = Field(None, description="Registered adapter; null takes the model's own.")
+    architecture: Slug | None = Field(None, description="Preset family for dummy weights; null takes the model's own.")
+
+
 class ModelConfig(_Section):
     adapter: Slug = Field(description="Registered adapter: eventgpt, hf.")
     architecture: Slug | None = Field(
@@ -101,6 +108,10 @@ class ModelConfig(_Section):
     weights: str = Field(description='A local folder, a hub id, or "dummy:<seed>" for random weights.')
     preset: Slug | None = Field(None, description="Shape of dummy weights: tiny, or the published shape (7b).")
     prompt: str | None = Field(None, description="Prompt template with {query} and, where it helps, {n}; null is the architecture's own.")
+    draft: DraftConfig | None = Field(
+        None,
+        description="Engine speculative: the smaller model that guesses, {weights, preset, ...}. Its tokenizer must be equal.",
+    )
 
     @model_validator(mode="after")
     def _preset_goes_with_dummy(self) -> ModelConfig:
@@ -131,11 +142,17 @@ class VariantsConfig(_Section):
     source: tuple[Literal["cache", "mp4", "frames", "npy", "png"], ...] = Field(
         (), description="Load sources to compare; each model takes those of its input. Empty: as set above."
     )
+    keep_visual: tuple[Annotated[float, Field(gt=0, le=1)], ...] = Field(
+        (1.0,), min_length=1, description="Shares of the visual tokens that go on to the language model: those that CLS attends to most."
+    )
+    preprocess: tuple[Literal["pil", "device"], ...] = Field(
+        ("pil",), min_length=1, description="Where frames are resized and normalised: by PIL on the CPU, or by torch on the model's device."
+    )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = Field("auto", description="auto: bfloat16 on CUDA, float32 on CPU.")
     temperature: Annotated[float, Field(ge=0)] = Field(0, description="0 decodes greedily.")
     top_p: Annotated[float, Field(gt=0, le=1)] = Field(1, description="Nucleus sampling; 1 is off.")
 
-    @field_validator("engine", "quantization", "batch", "attention", "frames", "source", mode="before")
+    @field_validator("engine", "quantization", "batch", "attention", "frames", "source", "keep_visual", "preprocess", mode="before")
     @classmethod
     def _one_is_a_list(cls, value: Any) -> Any:
         return value if isinstance(value, (list, tuple)) else (value,)
@@ -209,6 +226,10 @@ class Config(_Section):
             bare = sorted(name for name, d in self.datasets.items() if d.sensor is None)
             if bare:
                 raise ValueError(f"events.size: sensor needs datasets.{bare[0]}.sensor: [height, width], or set events.size: clip")
+        if "speculative" in self.variants.engine:
+            without = [name for name, m in self.models.items() if m.draft is None]
+            if without:
+                raise ValueError(f"variants.engine: speculative needs models.{without[0]}.draft: {{weights: ..., preset: ...}}")
         for source in self.variants.source:
             kinds = {"events"} if source in ("npy", "png") else {"frames"} if source in ("mp4", "frames") else {"events", "frames"}
             if not any(m.input in kinds for m in self.models.values()):
@@ -277,6 +298,7 @@ def reference_markdown() -> str:
         ("cache", CacheConfig),
         ("shards", ShardsConfig),
         ("models.&lt;name&gt;", ModelConfig),
+        ("models.&lt;name&gt;.draft", DraftConfig),
         ("variants", VariantsConfig),
         ("timing", TimingConfig),
         ("timing.repeats", RepeatsConfig),

@@ -108,7 +108,7 @@ def _tables(
         "stages": [stage_row(g, _first_call(gathered, g), confidence=confidence, resamples=resamples) for g in found],
         "comparison": comparison_rows(pairs, config),
         "load": load_rows(found),
-        "optimisations": optimisation_rows(found, order, config),
+        "optimisations": optimisation_rows(found, order, config, _quality(gathered)),
         "failures": failure_rows(timings),
         "distribution": [row for g in found for row in distribution_rows(g, confidence=confidence, resamples=resamples)],
         "views": [row for g in found for row in view_rows(g)],
@@ -131,8 +131,9 @@ def _variant_rank(config: Config, name: str, settings: Mapping[str, Any]) -> tup
     """Where a variant stands on the config's axes: the first value of each axis is the base, whatever the order of the plan's jobs."""
     axes = config.variants
     rank = []
-    for axis in ("engine", "quantization", "batch", "attention", "frames", "source"):
-        values, value = list(getattr(axes, axis)), settings.get(axis)
+    usual = {"keep_visual": 1.0, "preprocess": "pil"}  # settings leave these two out where they are the default
+    for axis in ("engine", "quantization", "batch", "attention", "frames", "source", "keep_visual", "preprocess"):
+        values, value = list(getattr(axes, axis)), settings.get(axis, usual.get(axis))
         rank.append(values.index(value) if value in values else len(values))
     return (*rank, name)
 
@@ -157,6 +158,24 @@ def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:
         "warmup": max(warmup, default=None),
         "jobs": len(mine),
     }
+
+
+def _quality(gathered: Gathered) -> dict[tuple[str, str, str, str], dict[str, float | None]]:
+    """What jobs found of their variant's quality, by (machine, dataset, model, variant): means weighted by positions, largest of maxima."""
+    jobs: dict[tuple[str, str, str, str], list[Mapping[str, Any]]] = {}
+    for file in gathered.files:
+        found = file.job.get("quality")
+        if isinstance(found, Mapping) and found.get("positions"):
+            jobs.setdefault((file.machine_label, file.dataset, file.model, file.variant), []).append(found)
+    merged: dict[tuple[str, str, str, str], dict[str, float | None]] = {}
+    for key, mine in jobs.items():
+        weights = [float(found["positions"]) for found in mine]
+        mean: dict[str, float | None] = {
+            name: float(np.average([float(found[name]) for found in mine], weights=weights))
+            for name in ("agreement", "mean_kl", "pixel_changed_share")
+        }
+        merged[key] = mean | {name: max(float(found[name]) for found in mine) for name in ("max_kl", "pixel_max_abs")}
+    return merged
 
 
 def _job_findings(gathered: Gathered) -> list[Finding]:

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from stagebench.stages import STAGES
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
 
 class Status(StrEnum):
@@ -85,7 +85,8 @@ SCHEMA = pa.schema(
         *((name, _TEXT) for name in ("study", "dataset", "model", "variant", "engine", "quantization")),
         ("batch", pa.int32()),
         ("frames", pa.int32()),
-        *((name, _TEXT) for name in ("input", "source", "dtype", "attention", "preset", "weights")),
+        *((name, _TEXT) for name in ("input", "source", "dtype", "attention", "preprocess", "preset", "weights")),
+        ("keep_visual", pa.float64()),
         *((name, _TEXT) for name in ("sample", "clip", "clip_digest", "sequence", "query", "id", "block")),
         ("repeat", pa.int32()),
         ("order", pa.int32()),
@@ -97,6 +98,7 @@ SCHEMA = pa.schema(
         *((f"{stage}_gpu_ms", _MS) for stage in STAGES),
         *((name, _MS) for name in ("total_gpu_ms", "plain_total_ms")),
         *((name, pa.int32()) for name in ("prompt_tokens", "visual_tokens", "new_tokens")),
+        *((name, pa.int32()) for name in ("drafted_tokens", "accepted_tokens")),
         ("token_ids", pa.list_(pa.int32())),
         ("token_ms", pa.list_(pa.float32())),
         ("text", _TEXT),
@@ -117,6 +119,8 @@ SCHEMA = pa.schema(
 """Per-batch times stand in every row of the batch; per-sample figures are derived (time / batch).
 
 `clip_digest`: content digest of the clip's source files, by which rows of unchanged samples are taken over.
+`keep_visual`: share of the visual tokens that the language model was given. `drafted_tokens`, `accepted_tokens`: what an engine that
+guesses ahead proposed, and how much of it the model chose itself; null for other engines.
 `plain_*`: total and output of a run of the same sample and repeat without instrumentation, where one was made.
 `weights_bytes`: parameters and buffers of the whole model. `limit_ms`: bytes that one decode step reads (language model
 without its embedding table, and KV cache) over the bandwidth measured in the same job; `share_of_limit`: limit_ms / (ms per token).

@@ -16,6 +16,8 @@ _ENGINES = {
     "fused": ("stagebench.engines.fused", "FusedEngine"),
     "generate": ("stagebench.engines.generate", "GenerateEngine"),
     "graph": ("stagebench.engines.graph", "GraphEngine"),
+    "prompt_lookup": ("stagebench.engines.prompt_lookup", "PromptLookupEngine"),
+    "speculative": ("stagebench.engines.speculative", "SpeculativeEngine"),
     "static": ("stagebench.engines.static", "StaticEngine"),
 }
 """Name -> module and class; a module is imported only when its engine is asked for (some need CUDA or a compiler)."""

@@ -133,6 +133,8 @@ class Prompt:
     """What `generate` needs besides: input_ids, grids, type ids, by the model's own argument names."""
     text_ids: torch.Tensor | None = None
     """[B, L'] int64: the prompt's ids with placeholders as the adapter has them, left-padded; for engines that read the prompt's text."""
+    placeholder_id: int | None = None
+    """The id in `text_ids` that stands for a visual token."""
 
     @property
     def length(self) -> int:

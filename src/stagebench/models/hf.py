@@ -150,7 +150,7 @@ class HuggingFaceAdapter(TransformersAdapter):
         embeds = embeds.masked_scatter(places.unsqueeze(-1), visual)
         # token_type_ids: what a prefix-attention model (PaliGemma, Gemma 3) needs to see its image tokens in both directions
         extra = {key: inputs.extra[key] for key in ("token_type_ids",) if key in inputs.extra}
-        return Prompt(embeds, inputs.attention_mask, self._positions(inputs), extra, text_ids=ids)
+        return Prompt(embeds, inputs.attention_mask, self._positions(inputs), extra, text_ids=ids, placeholder_id=self.route.placeholder_id)
 
     def _narrowed(self, inputs: Inputs, kept: Sequence[torch.Tensor]) -> Inputs:
         """The inputs without the placeholders of tokens that were left out. Left-padded rows stay so."""

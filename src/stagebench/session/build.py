@@ -117,6 +117,8 @@ def _row(
         "prompt_tokens": run.prompt_tokens[index],
         "visual_tokens": run.visual_tokens[index],
         "new_tokens": len(ids),
+        "drafted_tokens": run.tokens.drafted,
+        "accepted_tokens": run.tokens.accepted,
         "token_ids": list(ids),
         "token_ms": [_finite(t) for t in run.times.token_ms[: max(0, len(ids) - 1)]],
         "text": text,

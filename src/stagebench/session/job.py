@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -21,6 +21,7 @@ from stagebench.rows import Code
 from stagebench.session import validity
 from stagebench.session.build import Limits
 from stagebench.session.core import Outcome, Settings, time_samples
+from stagebench.session.fidelity import plain_answers, quality
 from stagebench.session.journal import Journal
 from stagebench.session.model import load_adapter, step_bytes, study_fingerprint, weights_bytes
 from stagebench.session.null import harness_ms
@@ -124,6 +125,7 @@ class _Job:
         loader = open_loader(self.plan, self.job, cache=self.cache)
         self.stack.callback(loader.close)
         verify_ms = loader.open()
+        plain = plain_answers(self.config, self.job, loader, self._tasks(loader), self.device)
         load_begin = time.perf_counter()
         adapter = load_adapter(self.config, self.job, device=self.device)
         model_load_ms = (time.perf_counter() - load_begin) * 1e3
@@ -157,6 +159,7 @@ class _Job:
         )
         busy = others.others()
         after = machine.anchor(self.device)
+        found = quality(plain, adapter)
 
         findings = self._judge(outcome, before, after, host, monitor, busy)
         _mark(outcome, findings)
@@ -183,6 +186,8 @@ class _Job:
             "engine": None
             if outcome.engine is None
             else {"name": outcome.engine.name, "prepare_ms": outcome.engine.prepare_ms, "note": outcome.engine.note},
+            "quality": found,
+            "quantized": None if getattr(adapter, "quantized", None) is None else asdict(cast(Any, adapter).quantized),
             "first_call": outcome.first_call,
             "warmup": outcome.warmup,
             "resumed": outcome.resumed,
@@ -248,6 +253,8 @@ class _Job:
             "source": settings["source"],
             "dtype": str(spec.dtype).removeprefix("torch."),
             "attention": settings["attention"],
+            "keep_visual": settings.get("keep_visual", 1.0),
+            "preprocess": settings.get("preprocess", "pil"),
             "preset": spec.preset,
             "weights": spec.weights,
             "block": self.job.block.name,

@@ -5,12 +5,13 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
 
 from stagebench.config import Config
+from stagebench.errors import ModelError
 from stagebench.models import registry
 from stagebench.models.base import Adapter, ModelSpec
 from stagebench.rows import FORMAT_VERSION
@@ -40,6 +41,8 @@ def model_spec(config: Config, job: TimingJob, device: str) -> ModelSpec:
         frames_as=model.frames_as,
         quantization=settings["quantization"],
         prompt=model.prompt,
+        preprocess=settings.get("preprocess", "pil"),
+        keep_visual=settings.get("keep_visual", 1.0),
     )
 
 
@@ -50,8 +53,21 @@ def load_adapter(config: Config, job: TimingJob, *, device: str | None = None) -
     begin = time.perf_counter()
     with torch.inference_mode():
         adapter.load(model_spec(config, job, device), device)
+        if job.variant.settings["engine"] == "speculative":
+            cast(Any, adapter).draft = _load_draft(config, job, adapter.spec, device)
     log.info("%s: loaded on %s in %.1f s", job.model, device, time.perf_counter() - begin)
     return adapter
+
+
+def _load_draft(config: Config, job: TimingJob, spec: ModelSpec, device: str) -> Adapter:
+    """The model that guesses for engine speculative, in the same dtype, never quantised."""
+    model = config.models[job.model]
+    if model.draft is None:
+        raise ModelError(f"{job.model}: engine speculative needs models.{job.model}.draft: {{weights: ..., preset: ...}}.")
+    draft = registry.create(model.draft.adapter or model.adapter)
+    architecture = model.draft.architecture or model.architecture or job.model
+    draft.load(ModelSpec(model.draft.weights, architecture, model.draft.preset, dtype=spec.dtype, attention=spec.attention), device)
+    return draft
 
 
 def weights_bytes(adapter: Adapter) -> int:
@@ -103,11 +119,17 @@ def study_fingerprint(config: Config, job: TimingJob, spec: ModelSpec, adapter: 
             "frames_as": spec.frames_as,
             "prompt": spec.prompt,
         },
+        "draft": _draft_identity(adapter),
         "dtype": str(spec.dtype).removeprefix("torch."),
         "variant": dict(job.variant.settings),
         "reading": dict(reading),
         "timing": timing,
     }
+
+
+def _draft_identity(adapter: Adapter) -> str | None:
+    draft: Adapter | None = getattr(adapter, "draft", None)
+    return None if draft is None else f"{draft.spec.architecture} {draft.revision()}"
 
 
 def _bytes(tensors: Iterable[torch.Tensor]) -> int:
