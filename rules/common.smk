@@ -23,5 +23,6 @@ wildcard_constraints:
 def timing_threads():
     """All cores of the machine when nothing may run beside a measurement; else each device's fair part of them."""
     cores = workflow.resource_settings.cores or 1
-    devices = workflow.global_resources.get("gpu") or 1
+    given = workflow.global_resources.get("gpu")
+    devices = getattr(given, "value", given) or 1
     return cores if CONFIG.timing.exclusive else max(1, cores // devices)

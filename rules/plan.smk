@@ -17,7 +17,7 @@ if workflow.is_main_process:
     )
     # A dry run beside a running study must not put another plan under its jobs, so the file is written when work starts;
     # a workflow that uses this one as a module does not run its onstart.
-    if workflow.modifier.is_module or not PLAN_FILE.exists():
+    if not workflow.modifier.is_main_snakefile() or not PLAN_FILE.exists():
         PLAN.write(PLAN_FILE)
 else:
     PLAN = Plan.read(PLAN_FILE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
@@ -10,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from stagebench import _plan_trie as trie
 from stagebench._plan_model import Leaf
-from stagebench._plan_specs import Variant, digest_of, expand_variants, extraction_spec, origin, shard_spec, spec_name
-from stagebench.config import Config
+from stagebench._plan_specs import Variant, digest_of, expand_variants, extraction_spec, origin, shard_spec, spec_name, told
+from stagebench.config import Config, canonical
 from stagebench.digests import DigestIndex, Progress, combine
 
 if TYPE_CHECKING:
@@ -202,14 +203,18 @@ def versions() -> dict[str, str]:
     return found
 
 
-def timing_settings(head: Mapping[str, Any], model: str, variant: Variant) -> dict[str, Any]:
-    """All that must make a timing job run again when it changes, beyond the names of what it reads."""
-    config = head["config"]
-    return {
-        "model": config["models"][model],
+def timing_settings(config: Config, head: Mapping[str, Any], model: str, variant: Variant) -> dict[str, Any]:
+    """All that must make a timing job run again when it changes, beyond the names of what it reads.
+
+    Defaults are left out: a key that a later version of stagebench adds to the configuration makes no job run again.
+    """
+    settings = {
+        "model": config.models[model].model_dump(mode="json", exclude_defaults=True),
         "weights": head["models"][model]["weights"],
-        "variant": dict(variant.settings),
-        "timing": {key: value for key, value in config["timing"].items() if key not in _NOT_MEASURED},
-        "scratch": config["cache"]["scratch"] is not None,
+        "variant": told(variant.settings),
+        "timing": config.timing.model_dump(mode="json", exclude_defaults=True, exclude=set(_NOT_MEASURED)),
+        "scratch": config.cache.scratch is not None,
         "versions": head["versions"],
     }
+    plain: dict[str, Any] = json.loads(canonical(settings))  # as it reads back from a file, so that it can be compared with one
+    return plain

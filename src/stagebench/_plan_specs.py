@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from itertools import product
 from typing import TYPE_CHECKING, Any, Literal
 
-from stagebench.config import Config, canonical
+from stagebench.config import Config, VariantsConfig, canonical
 
 if TYPE_CHECKING:
     from stagebench.dataset import Clip
@@ -24,6 +24,7 @@ __all__ = [
     "origin",
     "shard_spec",
     "spec_name",
+    "told",
 ]
 
 Kind = Literal["frames", "events"]
@@ -38,6 +39,9 @@ LIVE = {"mp4": "mp4", "frames": "frames", "npy": "events", "png": "images"}
 """Entry of Clip.files that a live source reads."""
 
 
+FIRST = ("engine", "quantization", "batch", "attention", "dtype", "temperature", "top_p", "input", "source", "frames")
+
+
 @dataclass(frozen=True)
 class Variant:
     """One combination of settings that a model is timed with."""
@@ -45,7 +49,10 @@ class Variant:
     name: str
     """Readable slug and 8 digits over all settings: no two settings share a path."""
     settings: Mapping[str, Any]
-    """engine, quantization, batch, attention, dtype, temperature, top_p, input, source, frames (of the clip, or event parts)."""
+    """engine, quantization, batch, attention, dtype, temperature, top_p, input, source, frames (of the clip, or event parts).
+
+    Other keys of the config's `variants` stand here only where they are not the default: they came later and rename no variant.
+    """
 
 
 def digest_of(*parts: Any, size: int = 16) -> str:
@@ -62,6 +69,7 @@ def origin(clip: Clip, kind: str, source: str = "cache") -> str | None:
 def extraction_spec(config: Config, kind: str, count: int | None = None, sensor: tuple[int, int] | None = None) -> dict[str, Any]:
     """All settings that decide which pixels a model is given, JSON-able.
 
+    Shards are named by it: a key that a later version adds goes in only where it differs from its default.
     count: frames of a clip or event parts, in place of the config's. sensor: (height, width) in pixels of the dataset's event camera.
     """
     if kind == "frames":
@@ -108,30 +116,36 @@ def spec_name(spec: Mapping[str, Any]) -> str:
 
 
 def expand_variants(config: Config, kind: str) -> tuple[Variant, ...]:
-    """The variants of a model with that input, in the order of the config's axes, without repeats."""
+    """The variants of a model with that input, in the order of the config's axes, without repeats.
+
+    Every list in the `variants` section is an axis; `frames` and `source` take what the input has, all else goes into the settings as is.
+    """
     axes = config.variants
+    names = [name for name, value in axes if isinstance(value, tuple) and name not in ("frames", "source")]
+    fixed = {name: value for name, value in axes if not isinstance(value, tuple)}
     takes = ("cache", "mp4", "frames") if kind == "frames" else ("cache", "npy", "png")
     section: Any = config.frames if kind == "frames" else config.events
     sources = tuple(s for s in axes.source if s in takes) or (section.source,)
     counts = axes.frames or (config.frames.count if kind == "frames" else config.events.parts,)
     variants: dict[str, Variant] = {}
-    for engine, quantization, batch, attention, count, source in product(
-        axes.engine, axes.quantization, axes.batch, axes.attention, counts, sources
-    ):
-        settings = {
-            "engine": engine,
-            "quantization": quantization,
-            "batch": batch,
-            "attention": attention,
-            "dtype": axes.dtype,
-            "temperature": axes.temperature,
-            "top_p": axes.top_p,
-            "input": kind,
-            "source": source,
-            "frames": count,
-        }
-        words = [engine, *((quantization,) if quantization != "none" else ()), *((attention,) if attention != "sdpa" else ())]
-        words += [*((f"b{batch}",) if batch > 1 else ()), f"{kind}{count}", source]
-        name = f"{'-'.join(words)}-{digest_of(settings, size=8)}"
+    for *values, count, source in product(*(getattr(axes, name) for name in names), counts, sources):
+        settings = {**dict(zip(names, values, strict=True)), **fixed, "input": kind, "source": source, "frames": count}
+        unusual = told(settings)
+        settings = {key: value for key, value in settings.items() if key in FIRST or key in unusual}
+        words = [settings["engine"], *(_word(n, settings[n]) for n in names if n in unusual and n != "engine"), f"{kind}{count}", source]
+        name = f"{'-'.join(words)}-{digest_of(unusual, size=8)}"
         variants.setdefault(name, Variant(name, settings))
     return tuple(variants.values())
+
+
+def told(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """A variant's settings without defaults: an axis that a later version adds renames no variant and makes no job run again."""
+    usual = {name: value[0] if isinstance(value, tuple) and value else value for name, value in VariantsConfig()}
+    return {name: value for name, value in settings.items() if name in ("input", "source", "frames") or value != usual.get(name)}
+
+
+def _word(name: str, value: Any) -> str:
+    """One setting in a variant's slug: `int8`, `b4`, `keep0.5`."""
+    if isinstance(value, str):
+        return value
+    return f"b{value}" if name == "batch" else f"{name.partition('_')[0]}{value}"

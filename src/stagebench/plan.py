@@ -120,11 +120,11 @@ class Plan:
 
     def timing_params(self, job: TimingJob) -> str:
         """One canonical JSON string of all that must make a timing job run again when it changes."""
-        return canonical(timing_settings(self._head, job.model, job.variant))
+        return canonical(timing_settings(self.config, self._head, job.model, job.variant))
 
     def timing_fingerprint(self, job: TimingJob) -> Mapping[str, Any]:
         """The same as values, for the fingerprint `study` in the job's output."""
-        return timing_settings(self._head, job.model, job.variant)
+        return timing_settings(self.config, self._head, job.model, job.variant)
 
     def verify_path(self, job: TimingJob) -> str:
         """Where the decoupling proof for a job's model lies under the results: one for each way that its forward pass is computed."""
@@ -134,8 +134,11 @@ class Plan:
 
     def verify_params(self, path: str) -> str:
         """As `timing_params`, for the proof at that path."""
-        settings = timing_settings(self._head, self.verify_job(path).model, self.verify_job(path).variant)
-        used = {key: settings["variant"][key] for key in ("attention", "quantization", "dtype", "input", "frames")}
+        job = self.verify_job(path)
+        settings = timing_settings(self.config, self._head, job.model, job.variant)
+        used = {
+            key: value for key, value in settings["variant"].items() if key in ("attention", "quantization", "dtype", "input", "frames")
+        }
         return canonical({"model": settings["model"], "weights": settings["weights"], "variant": used, "versions": settings["versions"]})
 
     @cached_property
@@ -157,7 +160,9 @@ class Plan:
         entry = next((e for e in entries.values() if e), None)
         source = next((name for name, e in LIVE.items() if e == entry), job.variant.settings["source"])
         keys = tuple(s.key for s in first.samples if entries[s.clip] == entry)[:VERIFY_SAMPLES]
-        variant = Variant(job.variant.name, {**job.variant.settings, "source": source, "batch": 1})
+        # what is left out of the model's own computation, or guessed ahead of it, is no part of the proof that the cut is right
+        kept = {key: value for key, value in job.variant.settings.items() if key not in ("keep_visual", "preprocess")}
+        variant = Variant(job.variant.name, {**kept, "engine": "generate", "source": source, "batch": 1})
         return TimingJob(job.dataset, job.model, variant, BlockPlan(job.dataset, job.block.kind, job.block.spec_id, "verify", (), keys))
 
     def write(self, path: Path) -> None:

@@ -442,3 +442,30 @@ def test_the_study_to_copy_sets_every_key_and_is_valid(repo: Path) -> None:
             assert set(raw[section]) == set(values), section
     assert set(raw["timing"]) == set(full["timing"])
     assert set(raw["datasets"]["dsec_1s"]) == set(full["datasets"]["dsec_1s"])
+
+
+def test_an_axis_or_key_that_a_later_version_adds_renames_and_reruns_nothing(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import stagebench.config as module
+
+    before = build_plan(config(data), tmp_path / "cache")
+
+    class Later(module.VariantsConfig):
+        novelty: tuple[float, ...] = (1.0,)
+
+    class Model(module.ModelConfig):
+        novelty: str | None = None
+
+    class Whole(module.Config):
+        variants: Later = Later()
+        models: dict[str, Model]  # type: ignore[assignment]
+
+    monkeypatch.setattr("stagebench._plan_specs.VariantsConfig", Later)
+    raw = config(data).model_dump(mode="json", exclude_defaults=True)
+    after = build_plan(Whole.model_validate(raw), tmp_path / "cache")
+    after.__dict__["config"] = Whole.model_validate(raw)
+    assert paths(after) == paths(before)
+    assert [after.timing_params(j) for j in after.jobs] == [before.timing_params(j) for j in before.jobs]
+    two = build_plan(Whole.model_validate({**raw, "variants": {"novelty": [1.0, 0.5]}}), tmp_path / "cache")
+    assert paths(before) < paths(two) and all("novelty0.5" in path for path in paths(two) - paths(before))

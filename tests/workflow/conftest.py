@@ -76,7 +76,9 @@ class Study:
         code = f"{prelude}\nimport sys\nfrom snakemake.cli import main\nmain(sys.argv[1:])"
         command = [
             *(sys.executable, "-c", code, "--snakefile", str(snakefile), "--directory", str(self.folder), "--nocolor"),
-            *("--configfile", str(self.folder / "config.yaml"), "--cores", "2", "--resources", "gpu=1", *options),
+            *options,
+            *("--configfile", str(self.folder / "config.yaml"), "--cores", "2"),
+            *(() if "--resources" in options else ("--resources", "gpu=1")),
         ]
         env = {
             **os.environ,

@@ -19,7 +19,8 @@ def test_real_clips_go_through_with_none_failed(real_data: Path, tmp_path: Path)
     assert {row["model"] for row in rows} == set(MODELS)
     for row in rows:
         assert (row["samples"], row["failed"]) == ("4", "0")
-        assert float(row["encode_ms"]) > 0
+        if row["length"] != "natural":  # random weights seldom stop by themselves: capped runs have no mean
+            assert row["n"] == "4" and float(row["encode_ms"]) > 0
     assert all((study.results / name).stat().st_size for name in ("report.html", "summary.json", "legacy_results.json", "timings.parquet"))
     assert all((study.results / "tables" / f"{t}.md").stat().st_size for t in ("stages", "comparison", "failures"))
 
