@@ -36,9 +36,21 @@ def fingerprint(device: str = "cpu", threads: int | None = None) -> dict[str, An
 
 
 def host(device: str = "cpu") -> dict[str, Any]:
-    """Which machine it was, and how busy: for information, never compared."""
+    """Which machine it was, which GPUs it was given, and how busy it was: for information, never compared.
+
+    node: the name that a scheduler knows the machine by, where one started this process.
+    """
     load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
-    return {"name": platform.node(), "gpu_uuid": device_uuid(device), "os": platform.platform(), "load_average": load, "pid": os.getpid()}
+    return {
+        "name": platform.node(),
+        "node": os.environ.get("SLURMD_NODENAME") or os.environ.get("NODE_NAME"),
+        "scheduler_job": os.environ.get("SLURM_JOB_ID"),
+        "cuda_visible_devices": os.environ.get("CUDA_VISIBLE_DEVICES"),
+        "gpu_uuid": device_uuid(device),
+        "os": platform.platform(),
+        "load_average": load,
+        "pid": os.getpid(),
+    }
 
 
 def differences(a: Mapping[str, Any], b: Mapping[str, Any], prefix: str = "") -> list[str]:
