@@ -1,13 +1,12 @@
-"""What a person runs without Snakemake: `stagebench run | demo | verify | compare | cache | demo-data | doctor`."""
+"""What a person runs without Snakemake: `stagebench run | demo | verify | compare | dataset | cache | demo-data | doctor`."""
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -19,20 +18,9 @@ __all__ = ["app", "main"]
 app = typer.Typer(name="stagebench", no_args_is_help=True, add_completion=True, rich_markup_mode=None, pretty_exceptions_enable=False)
 cache_app = typer.Typer(no_args_is_help=True, help="The frame and event store: size per spec, checks, clean-up.")
 app.add_typer(cache_app, name="cache")
+dataset_app = typer.Typer(no_args_is_help=True, help="Build a dataset from DSEC recordings or from videos.")
+app.add_typer(dataset_app, name="dataset")
 
-STAGE_COLUMNS = [
-    "model",
-    "variant",
-    "length",
-    "n",
-    "load_ms",
-    "preprocess_ms",
-    "h2d_ms",
-    "encode_ms",
-    "prefill_ms",
-    "decode_ms",
-    "total_ms",
-]
 VERBOSE = Annotated[bool, typer.Option("--verbose", "-v", help="Log what happens.")]
 CACHE_DIR = Annotated[Path, typer.Option(help="Folder of the frame and event store.")]
 
@@ -91,7 +79,7 @@ def run(
 
     Example: stagebench run --dataset-dir resources/demo --sensor 480x640 --max-samples 4 --fixed-tokens 16
     """
-    from stagebench.console import console, print_csv, setup_logging, steps
+    from stagebench.console import console, print_results, print_samples, setup_logging, steps
     from stagebench.standalone import config_from_flags, run_study
 
     setup_logging(verbose)
@@ -120,12 +108,10 @@ def run(
     )
     with steps() as tell:
         done = run_study(config, output_dir, cache_dir, device=device, threads=os.cpu_count() or 1, progress=tell)
+    print_results(output_dir)
     if show_samples:
-        _show_samples(output_dir, show_samples)
-    print_csv(output_dir / "tables" / "stages.csv", title="Stages", columns=STAGE_COLUMNS)
-    if (output_dir / "tables" / "comparison.csv").exists():
-        print_csv(output_dir / "tables" / "comparison.csv", title="Comparison")
-    console.print(f"{done.extracted} shards extracted, {done.timed} timing jobs run. Report: {done.report}")
+        print_samples(output_dir / "timings.parquet", show_samples)
+    console.print(f"\n{done.extracted} shards extracted, {done.timed} timing jobs run. Report: {done.report}")
 
 
 @app.command()
@@ -138,7 +124,7 @@ def demo(
     Example: stagebench demo --cores 8
     """
     from stagebench.config import load_config
-    from stagebench.console import console, print_csv
+    from stagebench.console import console, print_results
 
     results = Path("results") / load_config(configfile).study
     command = [sys.executable, "-m", "snakemake", "--cores", str(cores), "--resources", "gpu=1", "--configfile", str(configfile)]
@@ -151,9 +137,8 @@ def demo(
         console.print("Nothing to do: no job ran, every result is up to date.")
     elif subprocess.run(command, check=False).returncode:
         raise typer.Exit(1)
-    print_csv(results / "tables" / "stages.csv", title="Stages (ms, medians)", columns=STAGE_COLUMNS)
-    print_csv(results / "tables" / "comparison.csv", title="Comparison")
-    console.print(f"Report: {(results / 'report.html').resolve()}")
+    print_results(results)
+    console.print(f"\nReport: {(results / 'report.html').resolve()}")
 
 
 @app.command()
@@ -231,6 +216,84 @@ def doctor(cache_dir: CACHE_DIR = Path("cache")) -> None:
     raise typer.Exit(int(any(f.needed and not f.works for f in findings)))
 
 
+@dataset_app.command("from-dsec")
+def dataset_from_dsec(
+    source: Annotated[Path, typer.Argument(help="Folder with DSEC's sequences, as published.")],
+    target: Annotated[Path, typer.Argument(help="Folder in which dsec_<duration> is written.")],
+    durations: Annotated[str, typer.Option(help="Comma-separated lengths of a clip: 200ms to 20s and beyond.")] = "1s",
+    overlap: Annotated[float, typer.Option(help="Share of a clip that the next one has too.")] = 0.5,
+    sequences: Annotated[str | None, typer.Option(help="Comma-separated names; default: all.")] = None,
+    fps: Annotated[float | None, typer.Option(min=1, help="Frame rate of the MP4s; default: the recording's own.")] = None,
+    rectify: Annotated[bool, typer.Option("--rectify", help="Move events by rectify_map.h5.")] = False,
+    query: Annotated[str | None, typer.Option(help="The question of every clip.")] = None,
+    max_clips: Annotated[int | None, typer.Option(min=1, help="At most so many clips a sequence.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Cut DSEC's recordings into clips of events and MP4. Call again to go on.
+
+    Example: stagebench dataset from-dsec dsec data --durations 200ms,1s,5s --workers 8
+    """
+    from stagebench.building import from_dsec, parse_duration
+    from stagebench.console import console, setup_logging, steps
+
+    setup_logging(False)
+    lengths = [parse_duration(text) for text in durations.split(",")]
+    with steps() as tell:
+        counts = from_dsec(
+            source,
+            target,
+            lengths,
+            overlap=overlap,
+            sequences=sequences.split(",") if sequences else None,
+            fps=fps,
+            rectify=rectify,
+            query=query,
+            max_clips=max_clips,
+            workers=workers,
+            progress=tell,
+        )
+    for root, clips in counts.items():
+        console.print(f"{root}: {clips} clips. stagebench run --dataset-dir {root} --sensor 480x640", markup=False)
+
+
+@dataset_app.command("from-video")
+def dataset_from_video(
+    source: Annotated[Path, typer.Argument(help="Folder of videos, searched to its depths.")],
+    target: Annotated[Path, typer.Argument(help="Dataset to write.")],
+    duration: Annotated[str, typer.Option(help="Length of a clip, as in 500ms or 2s.")] = "1s",
+    overlap: Annotated[float, typer.Option(help="Share of a clip that the next one has too.")] = 0.0,
+    height: Annotated[int, typer.Option(min=32, help="Rows of the simulated camera; taller videos are scaled down.")] = 480,
+    threshold: Annotated[float, typer.Option(help="Change of log intensity that makes an event.")] = 0.28,
+    seed: Annotated[int, typer.Option(help="Seed of the camera's noise.")] = 0,
+    query: Annotated[str | None, typer.Option(help="The question of every clip.")] = None,
+    workers: Annotated[int, typer.Option(min=1, help="Processes.")] = 1,
+) -> None:
+    """Cut videos into clips and simulate an event camera on them. Call again to go on.
+
+    Example: stagebench dataset from-video videos data/simulated --duration 1s
+    """
+    from functools import partial
+
+    from stagebench.building import from_video, parse_duration
+    from stagebench.console import console, setup_logging, steps
+
+    setup_logging(False)
+    with steps() as tell:
+        clips = from_video(
+            source,
+            target,
+            parse_duration(duration),
+            overlap=overlap,
+            height=height,
+            threshold=threshold,
+            seed=seed,
+            query=query,
+            workers=workers,
+            progress=partial(tell, "videos"),
+        )
+    console.print(f"{target}: {clips} clips. stagebench run --dataset-dir {target}", markup=False)
+
+
 @cache_app.command("ls")
 def cache_ls(cache_dir: CACHE_DIR = Path("cache")) -> None:
     """Shards and bytes per kind and spec."""
@@ -277,20 +340,6 @@ def _sensor(text: str | None) -> tuple[int, int] | None:
     if len(parts) != 2 or not all(p.isdigit() and int(p) for p in parts):
         raise typer.BadParameter(f"{text!r}: expected HEIGHTxWIDTH, as in 480x640", param_hint="--sensor")
     return int(parts[0]), int(parts[1])
-
-
-def _show_samples(results: Path, count: int) -> None:
-    import pyarrow.parquet as pq
-
-    from stagebench.console import console
-
-    table: Any = pq.read_table(results / "timings.parquet", columns=["sample", "model", "length", "repeat", "text", "query", "new_tokens"])
-    rows = [row for row in table.to_pylist() if row["repeat"] == 0 and row["text"] is not None]
-    for sample in sorted({row["sample"] for row in rows})[:count]:
-        of_sample = [row for row in rows if row["sample"] == sample]
-        console.print(f"\n{sample}: {of_sample[0]['query']}", markup=False)
-        for row in of_sample:
-            console.print(f"  {row['model']} ({row['length']}, {row['new_tokens']} tokens): {json.dumps(row['text'])}", markup=False)
 
 
 if __name__ == "__main__":

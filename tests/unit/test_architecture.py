@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ORDER = [
-    ("__main__", "cli"),
+    ("__main__", "cli", "clidoc"),
     ("scripting", "standalone", "console", "doctor"),
     ("report",),
     ("merge", "tables", "legacy"),
@@ -16,8 +16,9 @@ ORDER = [
     ("engines",),
     ("models",),
     ("loading",),
-    ("extract",),
+    ("extract", "building"),
     ("plan",),
+    ("digests",),
     ("cache", "store"),
     ("sources",),
     ("render",),
