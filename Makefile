@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test lint format unit workflow bench fuzz test-cluster docs clean
+.PHONY: help demo test lint format unit workflow bench fuzz test-cluster test-browser docs clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -39,6 +39,22 @@ unit: $(VENV)/.stamp ## unit tests
 
 workflow: $(VENV)/.stamp ## Snakemake run for real
 	$(BIN)/python -m pytest tests/workflow -q
+
+# The site's own environment: mkdocs is no part of what the pipeline needs.
+.docs-venv/.stamp: constraints.txt
+	$(PYTHON) -m venv .docs-venv
+	.docs-venv/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt mkdocs mkdocs-material
+	touch $@
+
+docs: .docs-venv/.stamp ## the documentation as a site, strict
+	NO_MKDOCS_2_WARNING=1 .docs-venv/bin/mkdocs build --strict --quiet
+	@echo site/index.html
+
+# Chromium is Debian's; where it is missing and apt may not be used, the tests say so and are skipped.
+test-browser: $(VENV)/.stamp ## the report in a real browser
+	command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
+	$(BIN)/python -m pytest tests/browser -q -rs
 
 clean: ## remove what the pipeline made (not .venv)
 	rm -rf results cache resources/demo .snakemake
