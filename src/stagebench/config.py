@@ -187,7 +187,9 @@ class TimingConfig(_Section):
     exclusive: bool = Field(True, description="Nothing else runs beside a measurement.")
     reuse: bool = Field(True, description="Rows of unchanged samples are taken over from earlier jobs of the same fingerprint.")
     prefetch: bool = Field(
-        False, description="Load and preprocess the next sample while the device decodes: for throughput, never for latency."
+        False,
+        description="Load and preprocess the next sample while the device works on this one: for throughput, never for latency. Rows then "
+        "carry source +prefetch, and plain_share must be 0.",
     )
     plain_share: Share = Field(0.1, description="Share of samples also run without instrumentation, to show that it costs nothing.")
     sample_timeout_s: Annotated[float, Field(gt=0)] = Field(600, description="A sample running longer than this gets status timeout.")
@@ -196,6 +198,15 @@ class TimingConfig(_Section):
     @classmethod
     def _number_of_repeats(cls, value: Any) -> Any:
         return {"min": value, "max": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _prefetch_is_for_throughput(self) -> TimingConfig:
+        if self.prefetch and self.plain_share > 0:
+            raise ValueError(
+                "prefetch overlaps samples, so no run stands alone for its plain twin to be compared with. Set plain_share: 0 for a "
+                "throughput study, or prefetch: false for latencies"
+            )
+        return self
 
 
 class CompareConfig(_Section):

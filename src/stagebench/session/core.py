@@ -6,8 +6,9 @@ import gc
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 from stagebench.config import Config, RepeatsConfig
@@ -18,6 +19,7 @@ from stagebench.rows import Code, Status
 from stagebench.session.build import Limits, Measured, rows_of, skipped_rows
 from stagebench.session.journal import Journal
 from stagebench.session.order import Group, Task, groups, is_plain, sampling_seed
+from stagebench.session.prefetch import SUFFIX, Ahead
 from stagebench.session.repeats import go_on, unmet
 from stagebench.session.run import DeviceLostError, Run, Subject, run_once
 
@@ -44,6 +46,8 @@ class Settings:
     top_p: float = 1.0
     plain_share: float = 0.0
     sample_timeout_s: float | None = None
+    prefetch: bool = False
+    """Load and preprocess of the next run on a worker meanwhile; plain_share must be 0, for a plain run has no total of its own then."""
 
     @classmethod
     def of(cls, config: Config, variant: Mapping[str, Any]) -> Settings:
@@ -60,6 +64,7 @@ class Settings:
             top_p=variant["top_p"],
             plain_share=timing.plain_share,
             sample_timeout_s=timing.sample_timeout_s,
+            prefetch=timing.prefetch,
         )
 
     def decoding(self, length: str, eos: Sequence[int], sample: str = "") -> Decoding:
@@ -113,7 +118,10 @@ def time_samples(
     Raises DeviceLostError when the device fails for good, TimingError when the journal cannot be written.
     """
     outcome = Outcome()
-    loop = _Loop(subject, settings, dict(constant or {}), limits, monitor or Monitor("cpu"), outcome)
+    columns = dict(constant or {})
+    if settings.prefetch:
+        columns["source"] = f"{columns.get('source') or ''}{SUFFIX}"
+    loop = _Loop(subject, settings, columns, limits, monitor or Monitor("cpu"), outcome)
     done = 0
     for task in tasks:
         if task.skip is not None:
@@ -129,9 +137,13 @@ def time_samples(
             ready[group.order] = [dict(row, order=group.order) for row in reuse[group.tasks[0].sample]]
             outcome.reused += 1
     due = [group for group in order if group.order not in ready]
-    if due:
-        loop.prepare(due, journal)
-    with _quiet_collector():
+    loop.next_of = {first.order: second for first, second in pairwise(due)}
+    with ExitStack() as stack:
+        if settings.prefetch:
+            loop.subject = replace(subject, ahead=stack.enter_context(Ahead(subject)))
+        if due:
+            loop.prepare(due, journal)
+        stack.enter_context(_quiet_collector())
         for group in order:
             if group.order in ready:
                 outcome.rows += ready[group.order]
@@ -163,6 +175,8 @@ class _Loop:
             outcome,
         )
         self.eos = tuple(subject.adapter.eos_token_ids())
+        self.next_of: Mapping[int, Group] = {}
+        """The group measured after the one of that order."""
 
     def prepare(self, due: Sequence[Group], journal: Journal | None) -> None:
         """Engine preparation, the first call, and the warm-up; none of it enters the rows."""
@@ -201,7 +215,7 @@ class _Loop:
             plain_first = paired and repeat % 2 == 1  # either one goes first in turn, so that neither always finds warm caches
             plain = self._run(group, length, plain=True) if plain_first else None
             before = self.monitor.read()
-            run = self._run(group, length)
+            run = self._run(group, length, following=self._following(group, length, repeat))
             after = self.monitor.read()
             if paired and not plain_first and run.status is Status.OK:
                 plain = self._run(group, length, plain=True)
@@ -219,9 +233,17 @@ class _Loop:
                 row["codes"] = [*row["codes"], Code.WARN_NOISY.value]
         return rows
 
-    def _run(self, group: Group, length: str, *, plain: bool = False) -> Run:
+    def _run(self, group: Group, length: str, *, plain: bool = False, following: Sequence[Task] = ()) -> Run:
         decoding = self.settings.decoding(length, self.eos, group.tasks[0].sample)
-        return run_once(self.subject, group.all, decoding, plain=plain, timeout_s=self.settings.sample_timeout_s)
+        return run_once(self.subject, group.all, decoding, plain=plain, timeout_s=self.settings.sample_timeout_s, following=following)
+
+    def _following(self, group: Group, length: str, repeat: int) -> Sequence[Task]:
+        """What the run after this one reads, as far as that can be told: noise may ask for more repeats."""
+        if not self.settings.prefetch:
+            return ()
+        if repeat + 1 < self.settings.repeats.min or length != self.settings.lengths[-1]:
+            return group.all
+        return self.next_of[group.order].all if group.order in self.next_of else ()
 
     def _rows(self, measured: Measured) -> list[dict[str, Any]]:
         decoding = self.settings.decoding(measured.length, self.eos)

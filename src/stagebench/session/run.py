@@ -17,6 +17,7 @@ from stagebench.models.base import Adapter, Decoding, Features, Prompt, Tokens
 from stagebench.models.hooks import EncoderCounter
 from stagebench.rows import Status
 from stagebench.session.order import Task
+from stagebench.session.prefetch import Ahead
 from stagebench.stages import StageClock, StageTimes
 
 __all__ = ["ClockFactory", "DeviceLostError", "FrameLoader", "Run", "Subject", "run_once"]
@@ -47,6 +48,8 @@ class Subject:
     loader: FrameLoader
     device: str
     clock: ClockFactory = StageClock
+    ahead: Ahead | None = None
+    """Loads and preprocesses the next run's batch meanwhile (timing.prefetch)."""
 
 
 @dataclass(frozen=True)
@@ -76,10 +79,19 @@ class _Seen:
     calls: list[int] = field(default_factory=list)
 
 
-def run_once(subject: Subject, tasks: Sequence[Task], decoding: Decoding, *, plain: bool = False, timeout_s: float | None = None) -> Run:
+def run_once(
+    subject: Subject,
+    tasks: Sequence[Task],
+    decoding: Decoding,
+    *,
+    plain: bool = False,
+    timeout_s: float | None = None,
+    following: Sequence[Task] = (),
+) -> Run:
     """Load, preprocess, copy, encode and generate once, on a fresh clock.
 
-    plain: no hooks and no synchronisation inside the total: what the instrumented run is compared with.
+    plain: no hooks and no synchronisation inside the total: what the instrumented run is compared with. following: the batch of the run
+    after this one, for a subject that prefetches.
     Whatever the model raises becomes the run's status; memory is given back after an OOM. Raises DeviceLostError when the device is gone.
     """
     clock = subject.clock(subject.device, sync=not plain, timeout_s=timeout_s)
@@ -87,10 +99,10 @@ def run_once(subject: Subject, tasks: Sequence[Task], decoding: Decoding, *, pla
     status, reason = Status.OK, None
     try:
         if plain:
-            _stages(subject, tasks, decoding, clock, seen, None)
+            _stages(subject, tasks, decoding, clock, seen, None, following)
         else:
             with EncoderCounter(subject.adapter.vision_module()) as counter:
-                _stages(subject, tasks, decoding, clock, seen, counter)
+                _stages(subject, tasks, decoding, clock, seen, counter, following)
                 seen.calls = [counter.total, counter.outside_encode]
         times = clock.times()
         if timeout_s is not None and times.total_ms > timeout_s * 1e3:
@@ -124,14 +136,26 @@ def run_once(subject: Subject, tasks: Sequence[Task], decoding: Decoding, *, pla
 
 
 def _stages(
-    subject: Subject, tasks: Sequence[Task], decoding: Decoding, clock: StageClock, seen: _Seen, counter: EncoderCounter | None
+    subject: Subject,
+    tasks: Sequence[Task],
+    decoding: Decoding,
+    clock: StageClock,
+    seen: _Seen,
+    counter: EncoderCounter | None,
+    following: Sequence[Task],
 ) -> None:
-    adapter = subject.adapter
+    adapter, ahead = subject.adapter, subject.ahead
+    pending = ahead.take(tasks) if ahead is not None else None
     with torch.inference_mode(), clock.total():
         with clock.stage("load"):
-            clips = [subject.loader.load(task.clip) for task in tasks]
+            clips = [subject.loader.load(task.clip) for task in tasks] if pending is None else pending.loaded.result()
         with clock.stage("preprocess"):
-            inputs = adapter.collate([adapter.preprocess(frames, task.query) for frames, task in zip(clips, tasks, strict=True)])
+            if pending is not None:
+                inputs = pending.inputs.result()
+            else:
+                inputs = adapter.collate([adapter.preprocess(frames, task.query) for frames, task in zip(clips, tasks, strict=True)])
+        if ahead is not None and following:
+            ahead.begin(following)
         with clock.stage("h2d"):
             inputs = inputs.to(adapter.device, adapter.spec.dtype)
         replayed = _replays(subject)
