@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import video_corpus as corpus
 
-from stagebench.errors import CorruptClipError, NoVideoError, SourceError, TooLargeError
+from stagebench.errors import CorruptClipError, NoVideoError, SourceError, TooLargeError, TruncatedClipError
 from stagebench.sources import _fast, _full, _request
 from stagebench.sources.video import LIMITS, Limits, read_frames
 
@@ -134,6 +134,23 @@ def test_flipped_bits_never_make_the_two_ways_differ(tmp_path: Path) -> None:
         except CorruptClipError:
             assert (part == good).all()
     assert refused > 40
+
+
+def test_a_frame_that_never_comes_out_is_missed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = corpus.encode(tmp_path / "a.mp4")
+    decode = _fast._decode
+    monkeypatch.setattr(_fast, "_decode", lambda *a: (frame for i, frame in enumerate(decode(*a)) if i != 3))
+    with pytest.raises(_fast.NotProven, match="1 frames of its index did not come out"):
+        _fast.read(_request.Request(path, path.stat().st_size, 30, "linspace", "error", "apply", LIMITS))
+
+
+def test_an_incomplete_packet_is_refused(tmp_path: Path) -> None:
+    request = _request_for(corpus.encode(tmp_path / "a.ts", range(2)))
+    with request.open(probe=True) as video:
+        packets = list(request.demux(video))
+        packets[1].is_corrupt = True
+        with pytest.raises(TruncatedClipError, match="packet 2 of 2 is incomplete"):
+            list(_full._decode(request, video, packets))
 
 
 def test_a_cut_file_is_never_a_short_clip(tmp_path: Path) -> None:
