@@ -26,3 +26,13 @@ def timing_threads():
     given = workflow.global_resources.get("gpu")
     devices = getattr(given, "value", given) or 1
     return cores if CONFIG.timing.exclusive else max(1, cores // devices)
+
+
+def scaled(amount):
+    """A resource that grows with each attempt: what a scheduler killed for its time or memory gets more of both."""
+    return lambda wildcards, attempt: amount * attempt
+
+
+def whole_node():
+    """Slurm's word for timing.exclusive, which cores and `gpu` say on one machine: no other job on the node of a measurement."""
+    return "--exclusive" if CONFIG.timing.exclusive else ""

@@ -17,7 +17,7 @@ rule extract:
         "../envs/extract.yaml"
     threads: 4
     resources:
-        mem_mb=4000,
-        runtime=120,
+        mem_mb=scaled(4000),
+        runtime=scaled(120),
     script:
         "../scripts/extract.py"

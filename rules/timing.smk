@@ -21,8 +21,9 @@ rule timing:
     threads: timing_threads()
     resources:
         gpu=1,
-        mem_mb=32000,
-        runtime=240,
+        mem_mb=scaled(32000),
+        runtime=scaled(240),
+        slurm_extra=whole_node(),
     params:
         settings=lambda wildcards: PLAN.timing_params(PLAN.job(**wildcards)),
     script:

@@ -13,8 +13,8 @@ rule verify:
     threads: timing_threads()
     resources:
         gpu=1,
-        mem_mb=32000,
-        runtime=60,
+        mem_mb=scaled(32000),
+        runtime=scaled(60),
     params:
         settings=lambda wildcards: PLAN.verify_params(f"verify/{wildcards.proof}.json"),
     script:

@@ -1,0 +1,205 @@
+"""What planning costs at scale: CPU and memory of `snakemake -n` with nothing to do, and of the plan of a million clips.
+
+    .venv/bin/python benchmarks/plan_scale.py --jobs 10000            # a finished study of about that many jobs, then a dry run
+    .venv/bin/python benchmarks/plan_scale.py --jobs 50000
+    .venv/bin/python benchmarks/plan_scale.py --clips 1000000         # plan only: jobs, CPU, memory, size of plan.json
+    .venv/bin/python benchmarks/plan_scale.py --clips 1000000 --files # the same with two (tiny) files a clip on disk: 2 M inodes
+
+A study of three models (two on video, one on events). The clips of --jobs have files, their outputs are empty files made in the order
+of the workflow, with the records that Snakemake keeps of finished jobs, so that all its checks are made. CPU is user + system of the
+command and its children; time on a shared machine says little.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+REPO = Path(__file__).resolve().parents[1]
+SETTINGS = {"clips": {"max_clips": 512, "max_samples": 1024}, "jobs": {"max_clips": 64, "max_samples": 256}}
+"""For a million clips, as docs/scale.md has it; and the defaults."""
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a command took."""
+
+    cpu_s: float
+    wall_s: float
+    peak_mib: float
+    text: str
+
+
+def measured(command: list[str], folder: Path) -> Cost:
+    """Run it in the folder. peak_mib is that of the largest process since the start of this one, so small runs come first."""
+    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
+    wall = time.perf_counter() - begin
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    if done.returncode:
+        raise SystemExit((done.stdout + done.stderr)[-3000:])
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    return Cost(cpu, wall, after.ru_maxrss / 1024, done.stdout + done.stderr)
+
+
+def write_study(folder: Path, clips: int, *, files: bool, max_clips: int, max_samples: int) -> None:
+    """An index of so many clips in sequences of a thousand, and the study's config."""
+    root = folder / "data"
+    entries = []
+    for n in range(clips):
+        name = f"seq_{n // 1000:05d}/{n % 1000:06d}"
+        if files:
+            for kind, suffix in (("mp4", "mp4"), ("event_npy", "npy")):
+                path = root / kind / f"{name}.{suffix}"
+                if n % 1000 == 0:
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(n.to_bytes(4, "little"))
+        question = [{"from": "human", "value": "<event>\nWhat are the key elements in this scene?"}]
+        entries.append({"id": str(n), "event_data": f"{name}.npy", "mp4_data": f"{name}.mp4", "conversations": question})
+    root.mkdir(parents=True, exist_ok=True)
+    (root / "EventGPT_Instruction_Subset.json").write_text(json.dumps(entries))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config(max_clips, max_samples)))
+
+
+def config(max_clips: int, max_samples: int) -> dict[str, Any]:
+    """The demo's three models over one dataset."""
+    return {
+        "study": "scale",
+        "datasets": {"d": {"root": "data", "sensor": [480, 640]}},
+        "shards": {"max_clips": max_clips},
+        "models": {
+            "eventgpt": {"adapter": "eventgpt", "input": "events", "weights": "dummy:0", "preset": "tiny"},
+            "video_llava": {"adapter": "hf", "input": "frames", "weights": "dummy:0", "preset": "tiny"},
+            "llava": {"adapter": "hf", "input": "frames", "weights": "dummy:0", "preset": "tiny"},
+        },
+        "timing": {"max_samples": max_samples},
+    }
+
+
+PLAN = """
+import resource, sys, time, yaml
+from pathlib import Path
+from stagebench.config import load_config
+from stagebench.plan import Plan, build_plan
+def cpu():
+    r = resource.getrusage(resource.RUSAGE_SELF); return r.ru_utime + r.ru_stime
+config = load_config(yaml.safe_load(open("config.yaml")))
+a = cpu(); plan = build_plan(config, Path("cache")); b = cpu()
+plan.write(Path("results/scale/plan.json")); c = cpu()
+print(f"build {b-a:.1f} s CPU, write {c-b:.1f} s CPU, {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024:.0f} MiB")
+shards, jobs = len(plan.shards), len(plan.jobs)
+print(f"{shards} shards, {jobs} timing jobs, {len(plan.verify_paths)} proofs: {shards + jobs + len(plan.verify_paths) + 2} jobs")
+"""
+
+OPEN = """
+import resource
+from pathlib import Path
+from stagebench.plan import Plan
+plan = Plan.read(Path("results/scale/plan.json")); job = plan.jobs[0]
+keys = list(job.block.samples); plan.sample(job.dataset, keys[0])
+r = resource.getrusage(resource.RUSAGE_SELF)
+print(f"a job opens its plan: {r.ru_utime + r.ru_stime:.1f} s CPU with imports, {r.ru_maxrss/1024:.0f} MiB")
+"""
+
+FINISH = """
+import sys
+from pathlib import Path
+from stagebench.plan import Plan
+plan = Plan.read(Path("results/scale/plan.json"))
+paths = [f"cache/{s.name}.parquet" for s in plan.shards] + [f"results/scale/{p}" for p in (*plan.verify_paths, *(j.path for j in plan.jobs))]
+for path in map(Path, paths):
+    path.parent.mkdir(parents=True, exist_ok=True); path.touch()
+"""
+
+
+def snakemake(*options: str) -> list[str]:
+    base = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile"), "--configfile", "config.yaml", "--nocolor"]
+    return [*base, "--cores", "2", "--resources", "gpu=1", *options]
+
+
+def dry_run(folder: Path) -> None:
+    """Finish the study without doing its work, then ask what there is to do."""
+    python = [sys.executable, "-c"]
+    print(measured([*python, PLAN], folder).text.strip())
+    measured([*python, FINISH], folder)
+    results = folder / "results/scale"
+    time.sleep(0.01)
+    for name in _merged():
+        path = results / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    time.sleep(0.01)
+    (results / "report.html").touch()
+    _records(folder)
+    cost = measured(snakemake("--dry-run"), folder)
+    nothing = "Nothing to be done" in cost.text
+    print(f"snakemake -n: {cost.cpu_s:.1f} s CPU, {cost.wall_s:.1f} s, {cost.peak_mib:.0f} MiB, nothing to do: {nothing}")
+    if not nothing:
+        print(cost.text[-2000:])
+
+
+def _merged() -> list[str]:
+    tables = [
+        f"tables/{t}.{s}" for t in ("stages", "comparison", "load", "optimisations", "failures") for s in ("csv", "md", "tex", "parquet")
+    ]
+    return ["timings.parquet", "summary.json", "legacy_results.json", *tables]
+
+
+def _records(folder: Path) -> None:
+    """The records of finished jobs, as `snakemake --touch` writes them."""
+    cost = measured(snakemake("--touch", "--forceall", "--quiet"), folder)
+    print(
+        f"(snakemake --touch, to have records of finished jobs: {cost.cpu_s:.0f} s CPU; {_count(folder / '.snakemake/metadata')} records)"
+    )
+
+
+def _count(folder: Path) -> int:
+    return sum(len(files) for _, _, files in os.walk(folder))
+
+
+def clips_for(jobs: int) -> int:
+    """Clips whose study has about so many jobs: 2 shards a leaf of 64 (45 on average), 3 timing jobs a block of 256 (180)."""
+    return round(jobs / (2 / 45 + 3 / 180))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--jobs", type=int, help="a finished study of about so many jobs, and a dry run of it")
+    parser.add_argument("--clips", type=int, help="the plan of so many clips")
+    parser.add_argument("--files", action="store_true", help="with --clips: write the clips' files too")
+    parser.add_argument("--folder", type=Path, help="where; removed again (default: a temporary folder)")
+    parser.add_argument("--keep", action="store_true", help="leave the folder")
+    options = parser.parse_args()
+    folder = options.folder or Path(tempfile.mkdtemp(prefix="plan_scale-"))
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        if options.jobs:
+            write_study(folder, clips_for(options.jobs), files=True, **SETTINGS["jobs"])
+            dry_run(folder)
+        else:
+            write_study(folder, options.clips or 1_000_000, files=options.files, **SETTINGS["clips"])
+            for round_ in ("first", "second") if options.files else ("only",):
+                print(f"{round_}: {measured([sys.executable, '-c', PLAN], folder).text.strip()}")
+            print(measured([sys.executable, "-c", OPEN], folder).text.strip())
+            size = sum(path.stat().st_size for path in (folder / "results/scale").glob("plan*"))
+            print(f"plan.json {(folder / 'results/scale/plan.json').stat().st_size / 2**20:.1f} MiB, with leaves {size / 2**20:.0f} MiB")
+    finally:
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
+
+
+if __name__ == "__main__":
+    main()
