@@ -5,9 +5,10 @@ SHELL := /bin/bash
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+FUZZ_INPUTS ?= 1000000
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test lint format unit workflow bench fuzz test-cluster test-browser docs clean
+.PHONY: help demo test lint format unit workflow bench fuzz guards test-cluster test-browser docs clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -21,7 +22,7 @@ $(VENV)/.stamp: constraints.txt pyproject.toml
 demo: $(VENV)/.stamp ## synthetic dataset, tiny models, tables and report
 	$(BIN)/stagebench demo --cores $(CORES)
 
-test: $(VENV)/.stamp lint unit workflow ## all that CI runs
+test: $(VENV)/.stamp lint unit workflow test-cluster ## all that CI runs
 
 lint: $(VENV)/.stamp ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff format --check .
@@ -34,11 +35,26 @@ format: $(VENV)/.stamp ## put the code in form
 	$(BIN)/ruff check --fix .
 	$(BIN)/snakefmt Snakefile rules
 
-unit: $(VENV)/.stamp ## unit tests
-	$(BIN)/python -m pytest tests/unit -q
+unit: $(VENV)/.stamp ## unit and reliability tests
+	$(BIN)/python -m pytest tests/unit tests/reliability -q
+
+fuzz: $(VENV)/.stamp ## FUZZ_INPUTS hostile inputs for each reader (hours)
+	cd tests && OMP_NUM_THREADS=1 POLARS_MAX_THREADS=1 ../$(BIN)/python -m fuzz --inputs $(FUZZ_INPUTS)
+
+guards: $(VENV)/.stamp ## take each guard out and see its test fail (minutes)
+	$(BIN)/python tests/reliability/mutations.py
 
 workflow: $(VENV)/.stamp ## Snakemake run for real
 	$(BIN)/python -m pytest tests/workflow -q
+
+# Slurm is Debian's; where it cannot be installed the tests say why they are skipped.
+SLURM := slurmctld slurmd slurm-client munge slurm-wlm-basic-plugins
+
+test-cluster: $(VENV)/.stamp ## the demo through a real Slurm of three nodes, started here (root)
+	command -v slurmctld >/dev/null || [ "$$(id -u)" != 0 ] || ! command -v apt-get >/dev/null || \
+	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM); } >/dev/null || \
+	  echo "the packages of Slurm could not be installed: $(SLURM)"
+	$(BIN)/python -m pytest tests/cluster -q -rs
 
 # The site's own environment: mkdocs is no part of what the pipeline needs.
 .docs-venv/.stamp: constraints.txt

@@ -1,0 +1,78 @@
+"""What could run code from a file, or open the network, is used nowhere in the library; what tells durations is no wall clock."""
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+NEVER = {
+    "eval", "exec", "compile", "__import__",
+    "pickle.load", "pickle.loads", "pickle.Unpickler", "dill.load", "joblib.load", "marshal.loads", "shelve.open",
+    "torch.load", "np.load", "numpy.load", "pd.read_pickle",
+    "yaml.load", "yaml.full_load", "yaml.unsafe_load",
+    "os.system", "os.popen", "runpy.run_path",
+    "urllib.request.urlopen", "requests.get", "httpx.get", "socket.socket", "socket.create_connection",
+    "tempfile.mktemp", "ctypes.CDLL",
+}  # fmt: skip
+WALL_CLOCK = {"time.time", "time.time_ns", "datetime.now", "datetime.utcnow"}
+MEASURING = ("stages.py", "session/core.py", "session/run.py", "session/build.py", "session/repeats.py", "engines/", "machine/anchor.py")
+
+
+def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Call):
+            yield ast.unparse(node.func), node
+
+
+def files(repo: Path) -> list[tuple[str, Path]]:
+    src = repo / "src/stagebench"
+    found = [(path.relative_to(src).as_posix(), path) for path in sorted(src.rglob("*.py"))]
+    assert len(found) > 80
+    return found
+
+
+def test_nothing_runs_code_from_files(repo: Path) -> None:
+    wrong = [f"{name}:{node.lineno} {called}" for name, path in files(repo) for called, node in calls(path) if called in NEVER]
+    assert not wrong
+
+
+@pytest.mark.parametrize(
+    "keyword, safe", [("allow_pickle", ()), ("trust_remote_code", (False,)), ("shell", (False,)), ("weights_only", (True,))]
+)
+def test_switches_that_allow_code(repo: Path, keyword: str, safe: tuple[bool, ...]) -> None:
+    """`np.save(..., allow_pickle=True)` of the demo writes what users' datasets look like; nothing reads that way."""
+    wrong = [
+        f"{name}:{node.lineno} {called}({keyword}={ast.unparse(given.value)})"
+        for name, path in files(repo)
+        for called, node in calls(path)
+        for given in node.keywords
+        if given.arg == keyword and called != "np.save" and not (isinstance(given.value, ast.Constant) and given.value.value in safe)
+    ]
+    assert not wrong
+
+
+def test_pretrained_parts_say_that_no_code_is_run(repo: Path) -> None:
+    """The Auto classes follow `auto_map`; a class that is named here cannot."""
+    wrong = [
+        f"{name}:{node.lineno} {called}"
+        for name, path in files(repo)
+        if name.startswith("models/")
+        for called, node in calls(path)
+        if called.endswith(".from_pretrained")
+        and called.removeprefix("transformers.").startswith(("Auto", "auto."))
+        and "trust_remote_code" not in {k.arg for k in node.keywords}
+    ]
+    assert not wrong
+
+
+def test_durations_come_from_no_wall_clock(repo: Path) -> None:
+    """A step of the wall clock by an hour must not show in a time. `datetime.now` may date a job, in job.py only."""
+    wrong = [
+        f"{name}:{node.lineno} {called}"
+        for name, path in files(repo)
+        if name.startswith(MEASURING)
+        for called, node in calls(path)
+        if called in WALL_CLOCK
+    ]
+    assert not wrong
