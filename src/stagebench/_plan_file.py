@@ -159,5 +159,7 @@ def _replace(path: Path, chunks: list[bytes]) -> None:
             handle.flush()
             os.fsync(handle.fileno())
         temporary.replace(path)
+    except OSError as error:
+        raise PlanError(f"{path}: cannot be written ({error.strerror or error}). Make room, or check the folder's rights.") from error
     finally:
         temporary.unlink(missing_ok=True)
