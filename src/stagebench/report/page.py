@@ -67,6 +67,8 @@ def write_report(results: Path) -> Path:
 def _read(results: Path) -> Study:
     try:
         summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
+        if not isinstance(summary, dict):
+            raise ValueError(f"a JSON {type(summary).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:
         raise MergeError(f"{results / 'summary.json'}: cannot be read ({error}). Merge the study first.") from error
     found = groups(results / "timings.parquet")
