@@ -12,6 +12,9 @@ if __name__ == "__main__":
     with job(snakemake.log[0]):
         from stagebench.merge import merge
         from stagebench.plan import Plan
+        from stagebench.thumbnails import write_samples
 
-        results = Path(snakemake.config["paths"]["results"])
-        merge(Plan.read(results / "plan.json"), results)
+        results, cache = (Path(snakemake.config["paths"][name]) for name in ("results", "cache"))
+        plan = Plan.read(results / "plan.json")
+        merge(plan, results)
+        write_samples(plan, results, cache)

@@ -130,32 +130,42 @@ def _run_study(
     from stagebench.plan import build_plan
     from stagebench.report import write_report
     from stagebench.session import run_job
+    from stagebench.thumbnails import write_samples
     from stagebench.verify import run_verify
 
     tell = progress or (lambda what, done, of: log.info("%s %d/%d", what, done, of))
     plan = build_plan(config, cache, threads=threads)
     plan.write(results / "plan.json")
-    extracted = timed = 0
-    for number, shard in enumerate(plan.shards, 1):
+    extracted = timed = clips = samples = 0
+    all_clips, all_samples = sum(len(shard.clips) for shard in plan.shards), sum(len(job.block.samples) for job in plan.jobs)
+    for shard in plan.shards:
         output = cache / f"{shard.name}.parquet"
         if not output.exists():
-            extract_shard(plan, shard, output, cache=cache, threads=threads)
+            extract_shard(plan, shard, output, cache=cache, threads=threads, progress=_from(tell, "extract clips", clips, all_clips))
             extracted += 1
-        tell("extract", number, len(plan.shards))
+        clips += len(shard.clips)
+        tell("extract clips", clips, all_clips)
     verified: set[str] = set()
-    for number, job in enumerate(plan.jobs, 1):
+    for job in plan.jobs:
         proof = plan.verify_path(job)
         if proof not in verified:
             run_verify(plan, plan.verify_job(proof), results / proof, cache=cache, device=device)
             verified.add(proof)
         output = results / job.path
         if not _stands(output, plan.timing_fingerprint(job)):
-            run_job(plan, job, output, cache=cache, device=device)
+            run_job(plan, job, output, cache=cache, device=device, progress=_from(tell, "time samples", samples, all_samples))
             timed += 1
-        tell("time", number, len(plan.jobs))
+        samples += len(job.block.samples)
+        tell("time samples", samples, all_samples)
     merge(plan, results)
+    write_samples(plan, results, cache)
     report = write_report(results)
     return StudyResult(results, report, extracted, timed)
+
+
+def _from(tell: Callable[[str, int, int], None], what: str, begun: int, of: int) -> Callable[[int, int], None]:
+    """A part's progress as progress of the whole."""
+    return lambda done, _: tell(what, begun + done, of)
 
 
 def _stands(output: Path, settings: Mapping[str, Any]) -> bool:

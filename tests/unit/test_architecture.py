@@ -9,7 +9,7 @@ ORDER = [
     ("__main__", "cli", "clidoc"),
     ("scripting", "standalone", "console", "doctor"),
     ("report",),
-    ("merge", "tables", "legacy"),
+    ("merge", "tables", "legacy", "thumbnails"),
     ("compare",),
     ("verify",),
     ("session",),

@@ -66,9 +66,9 @@ def _by_length(chart: Any, rows: list[dict[str, Any]]) -> Any:
     lengths = list(dict.fromkeys(row["length"] for row in rows))
     if len(lengths) < 2:
         return chart
-    return chart.facet(row=alt.Row("length:N", title=None, sort=lengths, header=alt.Header(labelAngle=0, labelAlign="left"))).resolve_scale(
-        x="independent"
-    )
+    return chart.facet(
+        row=alt.Row("length:N", title=None, sort=lengths, header=alt.Header(labelOrient="top", labelAnchor="start", labelFontWeight="bold"))
+    ).resolve_scale(x="independent")
 
 
 def _series_colour(rows: list[dict[str, Any]]) -> alt.Color:
@@ -152,7 +152,7 @@ def forest(study: Study) -> Any:
         base.mark_point(filled=True, size=45, opacity=1).encode(x=alt.X("ratio:Q", scale=scale)),
         alt.Chart().mark_rule(strokeDash=[4, 3], color="#888").encode(x=alt.datum(1)),
         data=_data(rows),
-    ).properties(width=420)
+    ).properties(width=460, height=alt.Step(max(7, 18 / max(1, len({r["series"] for r in rows}))), **{"for": "offset"}))
     return _by_length(chart, rows)
 
 

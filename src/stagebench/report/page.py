@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import re
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +13,12 @@ import markupsafe
 import polars as pl
 import vl_convert
 
-from stagebench._analysis import CAPPED_POOL, Group, groups
+from stagebench._analysis import groups
 from stagebench._gather import atomic
 from stagebench.errors import MergeError
+from stagebench.report.answers import answers
 from stagebench.report.figures import FIGURES, Study
+from stagebench.report.machine_figures import MACHINE_FIGURES
 from stagebench.tables import Table, cell, read_table
 
 __all__ = ["write_report"]
@@ -27,7 +28,6 @@ log = logging.getLogger(__name__)
 TABLES = ("stages", "comparison", "decomposition", "load", "optimisations", "acceptance", "views", "distribution", "failures")
 SHOWN_ROWS = 200
 """Rows of a table that the page prints; the files hold all."""
-SHOWN_SAMPLES = 4
 _HERE = Path(__file__).parent
 
 
@@ -39,7 +39,7 @@ def write_report(results: Path) -> Path:
     results = Path(results)
     study = _read(results)
     drawn = []
-    for figure in FIGURES:
+    for figure in (*FIGURES, *MACHINE_FIGURES):
         chart = figure.draw(study)
         if chart is not None:
             drawn.append({"name": figure.name, "title": figure.title, "caption": figure.caption, "svg": _draw(chart, figure.name, results)})
@@ -54,7 +54,8 @@ def write_report(results: Path) -> Path:
         tables=[_printed(study.tables[name], study.summary) for name in TABLES],
         figures=drawn,
         method=_method(study.summary),
-        answers=_answers(study.groups, results / "timings.parquet"),
+        answers=answers(study.groups, results),
+        warnings=_warnings(study.summary),
         machines=[(name, json.dumps(found, indent=2, sort_keys=True)) for name, found in sorted(study.summary["machines"].items())],
     )
     path = results / "report.html"
@@ -135,14 +136,25 @@ def _headline(study: Study) -> list[dict[str, Any]]:
         card = found.setdefault(key, {"model": study.series(row), "reference": row["reference"], "dataset": row["dataset"], "ratios": []})
         printed = {k: cell(k, row[k]) for k in ("n", "ratio", "low", "high", "speedup", "median", "reference_median")}
         equal = "equal length, " + row["length"] + " tokens" if row["length"].isdigit() else row["length"] + " length"
-        card["ratios"].append(printed | {"verdict": row["verdict"], "length": equal})
+        card["ratios"].append({"none": not row["n"]} | printed | {"verdict": row["verdict"], "length": equal})
+    return list(found.values())
+
+
+def _warnings(summary: dict[str, Any]) -> list[dict[str, Any]]:
+    """Warnings by code: where they were found, and their words."""
+    found: dict[str, dict[str, Any]] = {}
+    for warning in summary["warnings"]:
+        entry = found.setdefault(warning["code"], {"code": warning["code"], "details": []})
+        entry["details"].append(f"{warning['where']}: {warning['detail']}")
     return list(found.values())
 
 
 def _printed(table: Table, summary: dict[str, Any]) -> dict[str, Any]:
     views = []
-    for caption, columns in table.views:
-        frame = table.frame.select(columns).head(SHOWN_ROWS)
+    for number, (caption, columns) in enumerate(table.views):
+        # groups without a sample stand in the first view, with what became of their samples
+        frame = table.frame if not number or "n" not in table.frame.columns else table.frame.filter(pl.col("n") > 0)
+        frame = frame.select(columns).head(SHOWN_ROWS)
         rows = [[(cell(c, v), frame.schema[c].is_numeric()) for c, v in zip(columns, row, strict=True)] for row in frame.iter_rows()]
         views.append({"caption": caption, "columns": [(c, frame.schema[c].is_numeric()) for c in columns], "rows": rows})
     files = [
@@ -159,25 +171,6 @@ def _printed(table: Table, summary: dict[str, Any]) -> dict[str, Any]:
         "rows": len(table.frame),
         "more": more,
     }
-
-
-def _answers(found: Sequence[Group], timings: Path) -> list[dict[str, Any]]:
-    """What the models said about the first few samples."""
-    best: dict[tuple[str, str], Group] = {}
-    for group in found:
-        if group.n and (group.length in ("natural", CAPPED_POOL) or (group.dataset, group.model) not in best):
-            best.setdefault((group.dataset, group.model), group)
-    samples = sorted({s for g in best.values() for s in g.typical["sample"].head(SHOWN_SAMPLES)})[:SHOWN_SAMPLES]
-    said: dict[str, dict[str, Any]] = {s: {"sample": s, "query": "", "said": []} for s in samples}
-    for group in best.values():
-        length = "natural" if group.length == CAPPED_POOL else group.length
-        wanted = group.typical.filter(pl.col("sample").is_in(samples)).select("sample", "repeat").lazy()
-        same = [pl.col(k) == v for k, v in zip(("machine", "dataset", "model", "variant"), group.key, strict=False)]
-        rows = pl.scan_parquet(timings).filter(*same, pl.col("length") == length).select("sample", "repeat", "query", "text", "new_tokens")
-        for row in wanted.join(rows, on=["sample", "repeat"], how="inner").sort("sample").collect().to_dicts():
-            said[row["sample"]]["query"] = row["query"]
-            said[row["sample"]]["said"].append({"model": group.model, "text": row["text"] or "", "tokens": row["new_tokens"]})
-    return [entry for entry in said.values() if entry["said"]]
 
 
 def _method(summary: dict[str, Any]) -> str:
