@@ -17,9 +17,9 @@ import numpy as np
 import torch
 
 from stagebench.config import Config
-from stagebench.engines.generate import generation_config
 from stagebench.engines.quality import compare_logits
-from stagebench.models.base import Adapter, Decoding, Inputs, Prompt
+from stagebench.engines.scoring import forced_logits, greedy_answer
+from stagebench.models.base import Adapter, Inputs, Prompt
 from stagebench.session.model import load_adapter
 from stagebench.session.order import Task
 from stagebench.session.run import FrameLoader
@@ -27,7 +27,7 @@ from stagebench.session.run import FrameLoader
 if TYPE_CHECKING:
     from stagebench.plan import TimingJob
 
-__all__ = ["CHANGING", "SAMPLES", "TOKENS", "PlainAnswer", "forced_logits", "plain_answers", "quality"]
+__all__ = ["CHANGING", "SAMPLES", "TOKENS", "PlainAnswer", "plain_answers", "quality"]
 
 log = logging.getLogger(__name__)
 
@@ -89,7 +89,7 @@ def quality(answers: Sequence[PlainAnswer], adapter: Adapter) -> dict[str, Any] 
     for answer in answers:
         inputs = adapter.collate([adapter.preprocess(answer.frames, answer.query)])
         for name, pixels in inputs.pixels.items():
-            difference = (pixels.float().cpu() - answer.pixels[name]).abs()
+            difference = (pixels.float().cpu() - answer.pixels[name].float().cpu()).abs()
             largest, changed, count = (
                 max(largest, float(difference.max())),
                 changed + int((difference > 1e-5).sum()),
@@ -102,31 +102,12 @@ def quality(answers: Sequence[PlainAnswer], adapter: Adapter) -> dict[str, Any] 
     return {"samples": len(answers), **found, "pixel_max_abs": largest, "pixel_changed_share": changed / max(1, count)}
 
 
-def forced_logits(adapter: Adapter, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
-    """[len(ids), V] float32: what the model would have chosen each of `ids` from, given the prompt and the ids before."""
-    model: Any = adapter.language_model()
-    count = len(ids) - 1
-    tail = model.get_input_embeddings()(torch.tensor([list(ids[:-1])], dtype=torch.int64, device=prompt.embeds.device))
-    last = prompt.position_ids[..., -1:]
-    output = model(
-        inputs_embeds=torch.cat([prompt.embeds, tail.to(prompt.embeds.dtype)], dim=1),
-        attention_mask=torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones((1, count))], dim=1),
-        position_ids=torch.cat([prompt.position_ids, last + torch.arange(1, count + 1, device=last.device)], dim=-1),
-        use_cache=False,
-        logits_to_keep=len(ids),
-    )
-    return output.logits[0].float()
-
-
 @torch.inference_mode()
 def _answer(adapter: Adapter, frames: tuple[np.ndarray, ...], query: str) -> PlainAnswer:
     inputs = adapter.collate([adapter.preprocess(frames, query)])
     prompt = _prompt(adapter, inputs)
-    model: Any = adapter.language_model()
-    given = {"inputs_embeds": prompt.embeds, "attention_mask": prompt.attention_mask, "position_ids": prompt.position_ids}
-    config = generation_config(Decoding(TOKENS, TOKENS, adapter.eos_token_ids()))
-    ids = model.generate(**given, **prompt.extra, generation_config=config).sequences[0].tolist()[-TOKENS:]
-    return PlainAnswer(frames, query, dict(inputs.pixels), tuple(ids), forced_logits(adapter, prompt, ids).cpu())
+    ids = greedy_answer(adapter, prompt, TOKENS)
+    return PlainAnswer(frames, query, dict(inputs.pixels), ids, forced_logits(adapter, prompt, ids).cpu())
 
 
 def _prompt(adapter: Adapter, inputs: Inputs) -> Prompt:
