@@ -48,6 +48,8 @@ class Code(StrEnum):
     DISCARDED_THROTTLED = "discarded_throttled"
     """The GPU reported a throttle reason at this sample's borders."""
     DISCARDED_CLOCK = "discarded_clock"
+    DISCARDED_CAPTURE = "discarded_capture"
+    """A graph was captured, or a program compiled, inside the timed window: a shape came up that preparation had not seen."""
     WARN_FIRST_SLOW = "warn_first_slow"
     """The first measured sample is an outlier against the rest: raise timing.warmup."""
     WARN_DRIFT = "warn_drift"

@@ -59,12 +59,12 @@ def test_gemv_equals_float64(how: Linear, n: int, k: int, form: str) -> None:
 
 
 @pytest.mark.parametrize("batch", [1, 3, 17])
-def test_skinny_equals_float64(batch: int) -> None:
+def test_library_product_with_our_norm_and_gate_equals_float64(batch: int) -> None:
     torch.manual_seed(batch)
     n, k = 40, 80
     x, w, norm = torch.randn(batch, k, device=DEVICE), torch.randn(2 * n, k, device=DEVICE), torch.rand(k, device=DEVICE)
     out = torch.full((batch, n), float("nan"), device=DEVICE)
-    launch_linear(Linear("skinny", 32, 32, 4, 3), x, w, out, norm=norm, eps=1e-5, gated=True, pdl=PDL)
+    launch_linear(Linear("cublas"), x, w, out, norm=norm, eps=1e-5, gated=True, pdl=PDL)
     given = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
     gate, up = (given @ w.double().T).chunk(2, -1)
     assert _relative(out, torch.nn.functional.silu(gate) * up) < 1e-5
@@ -92,7 +92,7 @@ def test_steps_equal_the_reference(batch: int, heads: int, groups: int, splits: 
         mask[row, :row] = 0
     prompt = Prompt(torch.randn(batch, 9, 64, device=DEVICE), mask, (mask.cumsum(1) - 1).clamp(min=0))
     decoding = Decoding(6, 3, (2, 5))
-    linear = Linear("rows", 4, 64, 2) if batch == 1 else Linear("skinny", 16, 32, 4, 2)
+    linear = Linear("rows", 4, 64, 2) if batch == 1 else Linear("cublas")
     settings = StepConfig(qkv=linear, out=linear, gate_up=linear, down=linear, head=linear, splits=splits, block_s=16, pdl=PDL)
     states, steps = [], []
     cache = torch.randn(2, 2, batch, groups, 32, 64 // heads, device=DEVICE)
@@ -135,7 +135,7 @@ def test_selection_marks_nan_and_stops_at_eos() -> None:
     mask = torch.ones(2, 4, dtype=torch.int64, device=DEVICE)
     state.begin(Prompt(torch.zeros(2, 4, 64, device=DEVICE), mask, mask.cumsum(1) - 1), Decoding(8, 0, (5,)))
     cos, sin = rope_tables(decoder, 33)
-    linear = Linear("skinny", 16, 32, 4, 2)
+    linear = Linear("cublas")
     step = TritonStep(pack(model, decoder), state, cos, sin, None, StepConfig(linear, linear, linear, linear, linear, pdl=PDL))
     step.logits.zero_()
     step.logits[0, 5] = 1.0

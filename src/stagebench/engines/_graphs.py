@@ -4,15 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import nn
 from transformers import masking_utils
 
-__all__ = ["Replay", "capture", "capture_split", "prompt_mask_as_eager"]
+__all__ = ["Captured", "Replay", "capture", "capture_split", "prompt_mask_as_eager"]
 
 Replay = Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Captured:
+    """A graph together with the function that it was captured from.
+
+    A graph knows addresses only. Tensors that the function closes over would be freed with it, and their memory handed to others
+    while the graph still reads it.
+    """
+
+    graph: Any
+    function: Callable[[], Any]
+
+    def __call__(self) -> None:
+        self.graph.replay()
 
 
 def capture(function: Callable[[], Any], device: torch.device, pool: Any = None) -> Replay:
@@ -58,7 +74,7 @@ def capture_split(function: Callable[[], Any], at: nn.Module | None, device: tor
                 handle.remove()
     torch.cuda.current_stream(device).wait_stream(stream)
     torch.cuda.synchronize(device)
-    return [graph.replay for graph in graphs]
+    return [Captured(graph, function) for graph in graphs]
 
 
 @contextmanager

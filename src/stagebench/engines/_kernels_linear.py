@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
-__all__ = ["gemv_persistent", "gemv_pipelined", "gemv_rows", "skinny_matmul"]
+__all__ = ["gate", "gemv_persistent", "gemv_pipelined", "gemv_rows", "normalise"]
 
 
 @triton.jit
@@ -235,69 +235,29 @@ def gemv_persistent(
 
 
 @triton.jit
-def skinny_matmul(
-    x,
-    norm,
-    w,
-    bias,
-    out,
-    n_rows,
-    eps,
-    batch,
-    K: tl.constexpr,
-    NORM: tl.constexpr,
-    GATED: tl.constexpr,
-    BIAS: tl.constexpr,
-    RESIDUAL: tl.constexpr,
-    BLOCK_N: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-    BLOCK_B: tl.constexpr,
-    STAGES: tl.constexpr,
-    PDL: tl.constexpr,
-):
-    """As `gemv_rows` for a batch of up to BLOCK_B (16 or 32) vectors x [B, K], on the matrix units; out [B, N].
-
-    The normalised input is rounded to the weights' dtype before the product, as the model's own layers do.
-    """
-    rows = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
-    samples = tl.arange(0, BLOCK_B)
-    rows_ok = rows < n_rows
-    samples_ok = samples < batch
-    w_up = w + n_rows * K
+def normalise(x, norm, out, eps, K: tl.constexpr, BLOCK_K: tl.constexpr, PDL: tl.constexpr):
+    """rmsnorm(x) rounded to the weights' dtype, for the library's matrix product; one program a row of x [B, K]."""
+    cols = tl.arange(0, BLOCK_K)
+    ok = cols < K
+    weight = tl.load(norm + cols, mask=ok, other=0.0).to(tl.float32)
     if PDL:
         gdc_wait()
         gdc_launch_dependents()
-    acc = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-    acc_up = tl.zeros((BLOCK_N, BLOCK_B), tl.float32)
-    square = tl.zeros((BLOCK_B,), tl.float32)
-    for k in tl.range(0, K, BLOCK_K, num_stages=STAGES):
-        cols = k + tl.arange(0, BLOCK_K)
-        cols_ok = cols < K
-        at = rows[:, None] * K + cols[None, :]
-        ok = rows_ok[:, None] & cols_ok[None, :]
-        tile = tl.load(w + at, mask=ok, other=0.0, eviction_policy="evict_first")
-        part = tl.load(x + samples[None, :] * K + cols[:, None], mask=samples_ok[None, :] & cols_ok[:, None], other=0.0)
-        if NORM:
-            wide = part.to(tl.float32)
-            square += tl.sum(wide * wide, 0)
-            part = wide * tl.load(norm + cols, mask=cols_ok, other=0.0).to(tl.float32)[:, None]
-        part = part.to(w.dtype.element_ty)
-        acc = tl.dot(tile, part, acc, input_precision="ieee")
-        if GATED:
-            tile_up = tl.load(w_up + at, mask=ok, other=0.0, eviction_policy="evict_first")
-            acc_up = tl.dot(tile_up, part, acc_up, input_precision="ieee")
-    if NORM:
-        scale = (1.0 / tl.sqrt(square / K + eps))[None, :]
-        acc *= scale
-        acc_up *= scale
-    if BIAS:
-        acc += tl.load(bias + rows, mask=rows_ok, other=0.0).to(tl.float32)[:, None]
-        if GATED:
-            acc_up += tl.load(bias + n_rows + rows, mask=rows_ok, other=0.0).to(tl.float32)[:, None]
-    if GATED:
-        acc = acc * tl.sigmoid(acc) * acc_up
-    to = out + samples[None, :] * n_rows + rows[:, None]
-    ok_out = rows_ok[:, None] & samples_ok[None, :]
-    if RESIDUAL:
-        acc += tl.load(to, mask=ok_out, other=0.0).to(tl.float32)
-    tl.store(to, acc.to(out.dtype.element_ty), mask=ok_out)
+    row = tl.program_id(0).to(tl.int64) * K
+    part = tl.load(x + row + cols, mask=ok, other=0.0).to(tl.float32)
+    scale = 1.0 / tl.sqrt(tl.sum(part * part, 0) / K + eps)
+    tl.store(out + row + cols, (part * scale * weight).to(out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def gate(both, out, n_rows, BLOCK_N: tl.constexpr, PDL: tl.constexpr):
+    """silu(first half) * second half of both [B, 2N] into out [B, N]; grid (N blocks, B)."""
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    cols = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
+    b = tl.program_id(1).to(tl.int64)
+    ok = cols < n_rows
+    y = tl.load(both + b * 2 * n_rows + cols, mask=ok, other=0.0).to(tl.float32)
+    up = tl.load(both + b * 2 * n_rows + n_rows + cols, mask=ok, other=0.0).to(tl.float32)
+    tl.store(out + b * n_rows + cols, (y * tl.sigmoid(y) * up).to(out.dtype.element_ty), mask=ok)

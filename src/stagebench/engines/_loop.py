@@ -69,11 +69,11 @@ def decode(parts: Sequence[Replay], flag: DoneFlag, decoding: Decoding, clock: S
     return decoding.max_new_tokens
 
 
-def collect(state: StepState, produced: int, decoding: Decoding) -> Tokens:
-    """Ids to the host, cut at EOS. Waits for the device."""
+def collect(state: StepState, prompt_length: int, produced: int, decoding: Decoding) -> Tokens:
+    """Ids to the host, cut at EOS. Waits for the device. `kv_bytes` counts the slots in use, as a growing cache would hold them."""
     ids = []
     for row in state.ids[:, :produced].tolist():
         end = next((at + 1 for at, token in enumerate(row) if token in decoding.eos_token_ids), len(row))
         ids.append(tuple(row[:end]))
     reasons = tuple("eos" if row and row[-1] in decoding.eos_token_ids else "length" for row in ids)
-    return Tokens(ids=tuple(ids), finish_reasons=reasons, kv_bytes=state.kv_bytes)
+    return Tokens(ids=tuple(ids), finish_reasons=reasons, kv_bytes=state.kv_bytes // state.capacity * (prompt_length + produced - 1))

@@ -17,6 +17,7 @@ from stagebench.engines._graphs import Replay, capture, capture_split, prompt_ma
 from stagebench.engines._loop import DoneFlag, collect, decode
 from stagebench.engines._state import EOS_SLOTS, SlotCache, StepState, choose
 from stagebench.engines.base import EngineInfo
+from stagebench.engines.encoder import GraphedCall, graph_encoder
 from stagebench.engines.generate import GenerateEngine
 from stagebench.errors import ModelError
 from stagebench.models.base import Adapter, Decoding, Prompt, Tokens
@@ -29,7 +30,8 @@ log = logging.getLogger(__name__)
 CAPACITY_STEP = 256
 """Cache capacities are multiples of this, so that prompts of similar lengths share one captured step."""
 
-_PREFILLS = 16
+_PREFILLS = 128
+"""Captured prompt lengths that a session keeps: they share one memory pool, so each costs its input and a few MB of graph."""
 _SESSIONS = 4
 _HARMLESS = ("input_ids", "attention_mask", "mm_token_type_ids", "token_type_ids")
 """Prompt extras that only `generate` needs: a step is driven by explicit positions. `*_grid_thw` likewise."""
@@ -168,6 +170,13 @@ class Session:
             spent[f"step {self.state.batch}x{self.state.capacity}"] = (time.perf_counter() - began) * 1e3
         return spent
 
+    def padded(self, prompt: Prompt) -> bool:
+        """Which prefill serves this prompt. Asking the device would stall a sample of its own, which is padded only where it was
+        admitted so; the rows of a batch are looked at."""
+        if prompt.embeds.shape[0] == 1:
+            return (prompt.length, True) in self.prefills
+        return not bool(prompt.attention_mask.all())
+
     def prefill(self, prompt: Prompt, padded: bool, decoding: Decoding) -> None:
         self.state.begin(prompt, decoding)
         self.prefills[(prompt.length, padded)](prompt)
@@ -189,6 +198,8 @@ class SteppedEngine:
         """Capture times so far, by what was captured; grows when `admit` meets a new length. EngineInfo holds this very dict."""
         self.late: list[str] = []
         """What had to be captured inside a timed run, because nobody called `admit`: such a sample's prefill is not valid."""
+        self.encoder: GraphedCall | None = None
+        """The adapter's feature function, captured; None where encode stays the adapter's own."""
 
     def prepare(self, adapter: Adapter, decoding: Decoding, batch: int) -> EngineInfo:
         """Look at the model. Captures need a prompt's length and so come with `admit`. Never raises for a model that the
@@ -204,11 +215,15 @@ class SteppedEngine:
         except Unsupported as reason:
             self._fallback, before = self._make_fallback(), self.name
             info = self._fallback.prepare(adapter, decoding, batch)
+            self.late, self.encoder = getattr(self._fallback, "late", self.late), getattr(self._fallback, "encoder", None)
             note = f"{before} falls back to {self._fallback.name}: {reason}" + (f"; {info.note}" if info.note else "")
             log.warning("%s", note)
             return EngineInfo(self.name, info.prepare_ms, note)
         self._model, self._decoder = model, decoder
         notes = [note] if note else []
+        self.encoder, eager = _captured_encoder(adapter, self.prepare_ms)
+        if eager:
+            notes.append(f"encode stays eager: {eager}")
         if decoder.embed_tokens.weight.device.type != "cuda":
             notes.append("no CUDA device: the captured functions run directly")
         if decoding.temperature > 0:
@@ -227,7 +242,7 @@ class SteppedEngine:
             raise ModelError("a prompt padded on the right: its last position is not its last token. Pad on the left (Adapter.collate).")
         self._most_new = max(self._most_new, decoding.max_new_tokens)
         session, _ = self._session(prompt, decoding)
-        spent = session.admit(prompt, _padded(prompt))
+        spent = session.admit(prompt, not bool(prompt.attention_mask.all()))
         self.prepare_ms.update(spent)
         return spent
 
@@ -243,8 +258,9 @@ class SteppedEngine:
         with clock.stage("prefill"):
             prompt = merge()
             session, fresh = self._session(prompt, decoding)
-            padded = _padded(prompt)
+            padded = session.padded(prompt)
             if fresh or (prompt.length, padded) not in session.prefills or not session.parts:
+                padded = not bool(prompt.attention_mask.all())
                 spent = session.admit(prompt, padded)
                 self.late += spent
                 self.prepare_ms.update(spent)
@@ -254,7 +270,7 @@ class SteppedEngine:
             session.prefill(prompt, padded, decoding)
         with clock.stage("decode"):
             produced = decode(session.parts, session.flag, decoding, clock)
-            tokens = collect(session.state, produced, decoding)
+            tokens = collect(session.state, prompt.length, produced, decoding)
         return replace(tokens, nan=bool(session.state.bad.any()))
 
     def _session(self, prompt: Prompt, decoding: Decoding) -> tuple[Session, bool]:
@@ -291,9 +307,18 @@ class SteppedEngine:
         return GenerateEngine()
 
 
-def _padded(prompt: Prompt) -> bool:
-    # a batch of one has nothing to be padded to; asking the device would stall it
-    return prompt.embeds.shape[0] > 1 and not bool(prompt.attention_mask.all())
+def _captured_encoder(adapter: Any, prepare_ms: dict[str, float]) -> tuple[GraphedCall | None, str | None]:
+    """The adapter's encode as a graph, or why not. Its capture times go to `prepare_ms`."""
+    if getattr(adapter, "device", torch.device("cpu")).type != "cuda":
+        return None, None  # already said: everything runs directly
+    if getattr(getattr(adapter, "spec", None), "keep_visual", 1.0) < 1:
+        return None, "visual tokens are chosen by a hook, which a replay does not run"
+    try:
+        encoder = graph_encoder(adapter)
+    except ModelError as error:
+        return None, str(error)
+    encoder.prepare_ms = prepare_ms
+    return encoder, None
 
 
 def _check_attention(decoder: Any) -> None:

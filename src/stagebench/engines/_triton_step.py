@@ -1,7 +1,8 @@
 """The fused step in Triton: five kernels a layer, one for the head and one for the choice.
 
-rmsnorm+QKV, attention (RoPE, cache write, split over the context, combined by the last to arrive), output projection
+Batch 1: rmsnorm+QKV, attention (RoPE, cache write, split over the context, combined by the last to arrive), output projection
 into the residual stream, rmsnorm+gate/up+SiLU, down projection into the residual stream. The residual stream is float32.
+Larger batches take the library's matrix products between the same attention and choice; see docs/engines.md for why.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from stagebench.engines._weights import Weights
 __all__ = ["Linear", "StepConfig", "TritonStep", "launch_linear"]
 
 _LOG2_E = math.log2(math.e)
+_GATE_BLOCK = 1024
 
 
 @dataclass(frozen=True)
@@ -28,15 +30,20 @@ class Linear:
     """How one linear of the step is launched."""
 
     kind: str = "rows"
-    """rows | pipelined | persistent (batch 1); skinny (up to 32); cublas (any batch)."""
+    """rows | pipelined | persistent (batch 1); cublas (any batch)."""
     block_n: int = 4
     block_k: int = 1024
     warps: int = 4
     stages: int = 3
-    """Depth of the software pipeline (pipelined, skinny); programs per multiprocessor (persistent)."""
+    """Depth of the software pipeline (pipelined); programs per multiprocessor (persistent)."""
 
     def __str__(self) -> str:
         return f"{self.kind}:{self.block_n}x{self.block_k}w{self.warps}s{self.stages}"
+
+
+_LIBRARY = Linear("cublas", 0, 0, 0, 0)
+_WIDEST = 4096
+"""A persistent program keeps a row of this many inputs in its registers; wider ones spill."""
 
 
 @dataclass(frozen=True)
@@ -50,18 +57,32 @@ class StepConfig:
     head: Linear = field(default_factory=Linear)
     splits: int | None = None
     """Programs that share one head's context; by default from capacity and batch."""
-    block_s: int = 32
+    block_s: int = 64
     attention_warps: int = 4
     pdl: bool = True
     """Programmatic dependent launch (compute capability 9.0 and up)."""
 
     @classmethod
-    def for_batch(cls, batch: int, *, pdl: bool) -> StepConfig:
-        """Settings that served best where we measured; see docs/engines.md."""
-        if batch == 1:
-            return cls(pdl=pdl)
-        skinny = Linear("skinny", 32, 128, 4, 4)
-        return cls(qkv=skinny, out=skinny, gate_up=Linear("skinny", 32, 128, 4, 3), down=skinny, head=skinny, pdl=pdl)
+    def for_batch(cls, batch: int, *, pdl: bool, hidden: int = _WIDEST, capacity: int = 1024) -> StepConfig:
+        """The settings that won on an H200 (docs/engines.md), for this batch, width and cache capacity.
+
+        One sample: our matrix-vector kernels. More: cuBLAS, which was faster than our skinny product at every batch.
+        """
+        block_s = 64 if capacity <= 1024 else 128
+        if batch > 1:
+            return cls(_LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, block_s=block_s, pdl=pdl)
+        rows = Linear("rows", 4, 1024, 4, 0)
+        if hidden > _WIDEST or hidden & (hidden - 1):  # a row does not fill a power of two of registers
+            return cls(qkv=rows, out=rows, gate_up=Linear("rows", 2, 1024, 4, 0), down=rows, head=rows, block_s=block_s, pdl=pdl)
+        return cls(
+            qkv=Linear("persistent", 4, 0, 8, 2),
+            out=Linear("persistent", 4, 0, 8, 2),
+            gate_up=Linear("persistent", 2, 0, 8, 2),
+            down=rows,
+            head=Linear("rows", 2, 4096, 4, 0),
+            block_s=block_s,
+            pdl=pdl,
+        )
 
 
 def launch_linear(
@@ -81,12 +102,12 @@ def launch_linear(
     batch, k = x.shape
     n = out.shape[1]
     if how.kind == "cublas":
-        return _library_linear(x, w, out, norm=norm, eps=eps, bias=bias, gated=gated, residual=residual)
+        return _library_linear(x, w, out, norm=norm, eps=eps, bias=bias, gated=gated, residual=residual, pdl=pdl)
+    if batch != 1:
+        raise ValueError(f"linear kernel {how.kind}: batch {batch}, expected 1. Use kind cublas.")
     flags = {"NORM": norm is not None, "GATED": gated, "BIAS": bias is not None, "RESIDUAL": residual, "PDL": pdl}
-    options: dict[str, Any] = {"num_warps": how.warps, **({"launch_pdl": True} if pdl else {})}
+    options: dict[str, Any] = {"num_warps": how.warps, **_dependent(pdl)}
     head = (x, norm if norm is not None else x, w, bias if bias is not None else x, out, n, eps)
-    if how.kind != "skinny" and batch != 1:
-        raise ValueError(f"linear kernel {how.kind}: batch {batch}, expected 1. Use kind skinny.")
     if how.kind == "rows":
         _kernels_linear.gemv_rows[(-(-n // how.block_n),)](
             *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, **flags, **options
@@ -97,17 +118,9 @@ def launch_linear(
         )
     elif how.kind == "persistent":
         programs = min(-(-n // how.block_n), _multiprocessors(x.device) * how.stages)
-        block_k = 1 << (k - 1).bit_length()
-        _kernels_linear.gemv_persistent[(programs,)](*head, K=k, BLOCK_N=how.block_n, BLOCK_K=block_k, **flags, **options)
-    elif how.kind == "skinny":
-        block_b = 16 if batch <= 16 else 32
-        if batch > 32:
-            raise ValueError(f"linear kernel skinny: batch {batch}, at most 32")
-        _kernels_linear.skinny_matmul[(-(-n // how.block_n),)](
-            *head, batch, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, BLOCK_B=block_b, STAGES=how.stages, **flags, **options
-        )
+        _kernels_linear.gemv_persistent[(programs,)](*head, K=k, BLOCK_N=how.block_n, BLOCK_K=_power_of_two(k), **flags, **options)
     else:
-        raise ValueError(f"linear kernel {how.kind!r}: expected rows, pipelined, persistent, skinny or cublas")
+        raise ValueError(f"linear kernel {how.kind!r}: expected rows, pipelined, persistent or cublas")
     return None
 
 
@@ -121,15 +134,23 @@ def _library_linear(
     bias: torch.Tensor | None,
     gated: bool,
     residual: bool,
+    pdl: bool,
 ) -> None:
-    """The same by the library's matrix product and separate elementwise kernels: what the fused kernels are compared with."""
+    """The same by the library's matrix product, with norm and gate in kernels of their own around it."""
     if norm is not None:
-        x = functional.rms_norm(x, (x.shape[1],), norm.to(x.dtype), eps).to(w.dtype)
+        normed = torch.empty(x.shape, dtype=w.dtype, device=x.device)
+        _kernels_linear.normalise[(x.shape[0],)](
+            x, norm, normed, eps, K=x.shape[1], BLOCK_K=_power_of_two(x.shape[1]), PDL=pdl, num_warps=8, **_dependent(pdl)
+        )
+        x = normed
+    if bias is None and not gated and not residual and out.dtype == w.dtype:
+        torch.mm(x, w.t(), out=out)
+        return
     y = functional.linear(x, w, bias)
     if gated:
-        gate, up = y.chunk(2, -1)
-        y = functional.silu(gate) * up
-    if residual:
+        grid = (-(-out.shape[1] // _GATE_BLOCK), out.shape[0])
+        _kernels_linear.gate[grid](y, out, out.shape[1], BLOCK_N=_GATE_BLOCK, PDL=pdl, **_dependent(pdl))
+    elif residual:
         out.add_(y)
     else:
         out.copy_(y)
@@ -206,7 +227,7 @@ class TritonStep:
             BLOCK_S=config.block_s,
             PDL=config.pdl,
             num_warps=config.attention_warps,
-            **({"launch_pdl": True} if config.pdl else {}),
+            **_dependent(config.pdl),
         )
 
     def finish(self) -> None:
@@ -243,14 +264,22 @@ class TritonStep:
             BLOCK_K=1024,
             PDL=pdl,
             num_warps=16,
-            **({"launch_pdl": True} if pdl else {}),
+            **_dependent(pdl),
         )
 
 
 def default_splits(capacity: int, heads: int, multiprocessors: int) -> int:
-    """A power of two: about four programs a multiprocessor, none with fewer than 64 slots."""
-    wanted = max(1, min(4 * multiprocessors // heads, capacity // 64, 64))
+    """A power of two: about four programs a multiprocessor, none with fewer than 32 slots."""
+    wanted = max(1, min(4 * multiprocessors // heads, capacity // 32, 64))
     return 1 << (wanted.bit_length() - 1)
+
+
+def _dependent(pdl: bool) -> dict[str, Any]:
+    return {"launch_pdl": True} if pdl else {}
+
+
+def _power_of_two(n: int) -> int:
+    return 1 << (n - 1).bit_length()
 
 
 def _multiprocessors(device: torch.device) -> int:

@@ -6,6 +6,7 @@ hook fires at capture, not at replay, so replays are counted here (`calls`).
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -17,17 +18,23 @@ from stagebench.errors import ModelError
 
 __all__ = ["GraphedCall", "graph_encoder"]
 
+log = logging.getLogger(__name__)
+
 
 class GraphedCall:
     """A function of tensors (by position or keyword), captured per shape. Its outputs are overwritten by the next call.
 
-    An unknown shape is captured at its first call (`admit` does it outside a timed window). On a CPU the function runs.
+    An unknown shape is captured at its first call (`admit` does it outside a timed window). A function that cannot be captured, because
+    it waits for the device, runs as it is, and `eager` says why. On a CPU it runs as it is too.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.function = function
         self.calls = 0
-        """Calls since `reset`, each one pass of the captured encoder."""
+        """Replays since `reset`, each one pass of the encoder that no hook sees."""
+        self.captures = 0
+        """Shapes captured so far; more after a run than before it means that the run's encode time holds a capture."""
+        self.eager: str | None = None
         self.prepare_ms: dict[str, float] = {}
         self._known: dict[tuple[Any, ...], tuple[dict[str, torch.Tensor], Callable[[], None], list[Any]]] = {}
 
@@ -35,12 +42,13 @@ class GraphedCall:
         self.calls = 0
 
     def __call__(self, *positional: Any, **arguments: Any) -> Any:
-        self.calls += 1
         arguments = {**{str(at): value for at, value in enumerate(positional)}, **arguments}
         tensors = {key: value for key, value in arguments.items() if isinstance(value, torch.Tensor)}
-        if not tensors or not next(iter(tensors.values())).is_cuda:
+        graphed = self._captured(tensors, arguments) if tensors and next(iter(tensors.values())).is_cuda else None
+        if graphed is None:
             return self._apply(arguments)
-        inputs, replay, output = self._captured(tensors, arguments)
+        self.calls += 1
+        inputs, replay, output = graphed
         for key, value in tensors.items():
             inputs[key].copy_(value)
         replay()
@@ -60,7 +68,9 @@ class GraphedCall:
 
     def _captured(
         self, tensors: Mapping[str, torch.Tensor], arguments: Mapping[str, Any]
-    ) -> tuple[dict[str, torch.Tensor], Callable[[], None], list[Any]]:
+    ) -> tuple[dict[str, torch.Tensor], Callable[[], None], list[Any]] | None:
+        if self.eager is not None:
+            return None
         key = tuple((name, tuple(tensor.shape), tensor.dtype) for name, tensor in sorted(tensors.items()))
         if key not in self._known:
             began = time.perf_counter()
@@ -70,7 +80,15 @@ class GraphedCall:
             def function() -> None:
                 output[0] = self._apply({**arguments, **inputs})
 
-            replay = capture(function, next(iter(inputs.values())).device)
+            self.captures += 1
+            try:
+                replay = capture(function, next(iter(inputs.values())).device)
+            except RuntimeError as error:
+                if isinstance(error, torch.OutOfMemoryError):
+                    raise
+                self.eager = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+                log.warning("encode cannot be captured and stays eager: %s", self.eager)
+                return None
             self._known[key] = (inputs, replay, output)
             shapes = " ".join("x".join(map(str, tensor.shape)) for tensor in inputs.values())
             self.prepare_ms[f"encode {shapes}"] = (time.perf_counter() - began) * 1e3

@@ -1,8 +1,8 @@
 """Engine `fused`: our own one-token step for LLaMA-family decoders, near the memory's speed.
 
 Prefill is engine `graph`'s (the HF model, captured per exact prompt length) into the same cache; each further token is
-five Triton kernels a layer in CUDA graphs (`_triton_step.py`). Where Triton or CUDA is missing, the same step runs in
-plain torch. Other families fall back to engine `graph`, and the note says so.
+five Triton kernels a layer in CUDA graphs (`_triton_step.py`), and for batches cuBLAS around our attention. Where Triton
+or CUDA is missing, the same step runs in plain torch. Other families fall back to engine `graph`, and the note says so.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class FusedSession(Session):
                 cos,
                 sin,
                 None if self.decoding.temperature <= 0 else self._choose_next,
-                config or StepConfig.for_batch(state.batch, pdl=pdl),
+                config or StepConfig.for_batch(state.batch, pdl=pdl, hidden=weights.hidden, capacity=state.capacity),
                 self.flag.publish,
             )
         else:

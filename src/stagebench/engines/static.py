@@ -28,6 +28,8 @@ class StaticEngine(GenerateEngine):
     def __init__(self) -> None:
         super().__init__()
         self.prepare_ms: dict[str, float] = {}
+        self.late: list[str] = []
+        """What was compiled inside a timed run, because nobody called `admit`."""
         self._warm: set[tuple[int, int, int, bool]] = set()
 
     def prepare(self, adapter: Adapter, decoding: Decoding, batch: int) -> EngineInfo:
@@ -37,14 +39,14 @@ class StaticEngine(GenerateEngine):
 
     def admit(self, prompt: Prompt, decoding: Decoding) -> dict[str, float]:
         """Compile for this prompt's length and number of new tokens (transformers sizes the cache by their sum)."""
-        key = (prompt.embeds.shape[0], prompt.length, decoding.max_new_tokens, decoding.temperature > 0)
+        key = _shape(prompt, decoding)
         if key in self._warm:
             return {}
+        self._warm.add(key)
         began = time.perf_counter()
         clock = StageClock(prompt.embeds.device)
         with clock.total():
             self.run(lambda: prompt, decoding, clock)
-        self._warm.add(key)
         spent = {f"compile {key[0]}x{key[1]}+{key[2]}": (time.perf_counter() - began) * 1e3}
         self.prepare_ms.update(spent)
         return spent
@@ -61,6 +63,10 @@ class StaticEngine(GenerateEngine):
         mark = _PrefillMark(clock, sampled=decoding.temperature > 0)
         clock.begin("prefill")
         prompt = merge()
+        key = _shape(prompt, decoding)
+        if key not in self._warm:
+            self._warm.add(key)
+            self.late.append(f"compile {key[0]}x{key[1]}+{key[2]}")
         output = self._model.generate(
             inputs_embeds=prompt.embeds,
             attention_mask=prompt.attention_mask,
@@ -76,3 +82,8 @@ class StaticEngine(GenerateEngine):
         ids = tuple(cut_at_eos(row, decoding.eos_token_ids) for row in rows)
         reasons = tuple("eos" if row and row[-1] in decoding.eos_token_ids else "length" for row in ids)
         return Tokens(ids=ids, finish_reasons=reasons, kv_bytes=cache_bytes(output.past_key_values), nan=mark.not_finite())
+
+
+def _shape(prompt: Prompt, decoding: Decoding) -> tuple[int, int, int, bool]:
+    """What transformers compiles anew for."""
+    return (int(prompt.embeds.shape[0]), prompt.length, decoding.max_new_tokens, decoding.temperature > 0)

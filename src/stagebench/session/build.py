@@ -136,7 +136,10 @@ def _row(
         if fault:
             codes.append(Code.INVALID_TOKEN_COUNT)
             row["reason"] = fault
-    if run.encoder_calls != 1 or run.encoder_calls_outside:
+    if run.captures:
+        codes.append(Code.DISCARDED_CAPTURE)
+        row["reason"] = row["reason"] or f"{run.captures} graphs captured or programs compiled inside the window"
+    elif run.encoder_calls != 1 or run.encoder_calls_outside:
         codes.append(Code.INVALID_ENCODER_CALLS)
         row["reason"] = (
             f"{run.encoder_calls} calls of the vision encoder, {run.encoder_calls_outside} of them outside encode; 1 and 0 expected"

@@ -16,6 +16,7 @@ from stagebench.engines.base import EngineInfo
 from stagebench.machine import Monitor
 from stagebench.models.base import Decoding
 from stagebench.rows import Code, Status
+from stagebench.session.admission import Admission, admit_shapes
 from stagebench.session.build import Limits, Measured, rows_of, skipped_rows
 from stagebench.session.journal import Journal
 from stagebench.session.order import Group, Task, groups, is_plain, sampling_seed
@@ -88,6 +89,8 @@ class Outcome:
     fresh: list[dict[str, Any]] = field(default_factory=list)
     """Those of `rows` that this process measured."""
     engine: EngineInfo | None = None
+    admission: Admission = field(default_factory=Admission)
+    """What the engine captured and compiled before the first window."""
     first_call: dict[str, Any] | None = None
     warmup: list[dict[str, Any]] = field(default_factory=list)
     resumed: int = 0
@@ -185,6 +188,8 @@ class _Loop:
         settings = self.settings
         longest = max((settings.decoding(length, self.eos) for length in settings.lengths), key=lambda d: d.max_new_tokens)
         self.outcome.engine = self.subject.engine.prepare(self.subject.adapter, longest, settings.batch)
+        decodings = [settings.decoding(length, self.eos) for length in settings.lengths]
+        self.outcome.admission = admit_shapes(self.subject, due, decodings, lambda group: _noted(group, journal))
         for number in range(1 + settings.warmup if due else 0):
             group = due[number % len(due)]
             length = settings.lengths[number % len(settings.lengths)]
@@ -219,10 +224,13 @@ class _Loop:
             after = self.monitor.read()
             if paired and not plain_first and run.status is Status.OK:
                 plain = self._run(group, length, plain=True)
+            if plain is not None and plain.captures:
+                plain = None
             rows += self._rows(Measured(group, length, repeat, run, plain, before, after))
             if run.status is not Status.OK or run.times is None:
                 break  # what failed once is a row; running it again would cost a timeout or an OOM each time
-            totals.append(run.times.total_ms)
+            if not (run.captures and repeat == 0):  # that row is kept out of means, so it is no repeat either
+                totals.append(run.times.total_ms)
             repeat += 1
         spent = time.monotonic() - begin
         self.outcome.measuring_s += spent

@@ -185,7 +185,12 @@ class _Job:
             "model_load_ms": model_load_ms,
             "engine": None
             if outcome.engine is None
-            else {"name": outcome.engine.name, "prepare_ms": outcome.engine.prepare_ms, "note": outcome.engine.note},
+            else {
+                "name": outcome.engine.name,
+                "prepare_ms": outcome.engine.prepare_ms,
+                "note": outcome.engine.note,
+                "admission": asdict(outcome.admission),
+            },
             "quality": found,
             "quantized": None if getattr(adapter, "quantized", None) is None else asdict(cast(Any, adapter).quantized),
             "first_call": outcome.first_call,

@@ -20,7 +20,7 @@ from stagebench.session.order import Task
 from stagebench.session.prefetch import Ahead
 from stagebench.stages import StageClock, StageTimes
 
-__all__ = ["ClockFactory", "DeviceLostError", "FrameLoader", "Run", "Subject", "run_once"]
+__all__ = ["ClockFactory", "DeviceLostError", "FrameLoader", "Run", "Subject", "explain", "run_once"]
 
 log = logging.getLogger(__name__)
 
@@ -67,6 +67,8 @@ class Run:
     """Forward calls of the vision module in the whole run; None in a plain run, which does not count."""
     encoder_calls_outside: int = 0
     """Those of them outside the encode stage."""
+    captures: int = 0
+    """Graphs captured or programs compiled inside the window: its times are not the work's, and its encoder calls are the capture's."""
 
 
 @dataclass
@@ -96,6 +98,7 @@ def run_once(
     """
     clock = subject.clock(subject.device, sync=not plain, timeout_s=timeout_s)
     seen = _Seen()
+    captured = _captures(subject)
     status, reason = Status.OK, None
     try:
         if plain:
@@ -111,7 +114,7 @@ def run_once(
             )
         if seen.tokens is not None and seen.tokens.nan:
             status, reason = Status.NAN, "logits were NaN or infinite"
-        return _result(status, reason, times, seen)
+        return _result(status, reason, times, seen, _captures(subject) - captured)
     except SampleTimeoutError as error:
         return Run(Status.TIMEOUT, str(error))
     except SourceError as error:
@@ -181,7 +184,24 @@ def _replays(subject: Subject) -> int:
     return int(getattr(getattr(subject.engine, "encoder", None), "calls", 0))
 
 
-def _result(status: Status, reason: str | None, times: StageTimes, seen: _Seen) -> Run:
+def _captures(subject: Subject) -> int:
+    """What engine and encoder have captured or compiled without being asked to beforehand."""
+    engine: Any = subject.engine
+    return len(getattr(engine, "late", ())) + int(getattr(getattr(engine, "encoder", None), "captures", 0))
+
+
+def explain(device: str, error: Exception) -> str:
+    """A failure outside a run in one line, memory given back. Raises DeviceLostError when the device is gone."""
+    reason = f"{type(error).__name__}: {_one_line(error)}"
+    if isinstance(error, DeviceLostError):
+        raise error
+    if not _out_of_memory(error) and _device_lost(error):
+        raise DeviceLostError(f"{device}: {reason}. The job ends here and goes on from its journal when it is run again.") from error
+    _recover(device)
+    return reason
+
+
+def _result(status: Status, reason: str | None, times: StageTimes, seen: _Seen, captures: int) -> Run:
     """Everything that synchronises or copies, done after the window is closed."""
     features, prompt = seen.features, seen.prompt
     return Run(
@@ -194,6 +214,7 @@ def _result(status: Status, reason: str | None, times: StageTimes, seen: _Seen) 
         feature_hashes=tuple(Features((embeds,)).content_hash() for embeds in features.embeds) if features is not None else (),
         encoder_calls=seen.calls[0] if seen.calls else None,
         encoder_calls_outside=seen.calls[1] if seen.calls else 0,
+        captures=captures,
     )
 
 
