@@ -53,7 +53,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         ),
         *("peak_bytes", "kv_bytes", "weights_bytes", "limit_ms", "share_of_limit", "energy_j", "power_w", "sm_clock_mhz", "temperature_c"),
         *("harness_ms", "slope_ms_per_token", "slope_low", "slope_high", "intercept_ms", "intercept_low", "intercept_high"),
-        *("first_call_ms", "first_call_encode_ms", "warmup", "jobs"),
+        *("first_call_ms", "first_call_encode_ms", "warmup", "jobs", "measured_share"),
     ),
     "comparison": (*_PAIR, "metric", "clusters", "median", "reference_median", *_RATIO, "speedup", "method"),
     "load": (*_GROUP[:4], "input", "source", "frames", "n", "failed", "discarded", "runs", "median_ms", *_QUANTILES, "share_of_total"),
@@ -148,7 +148,18 @@ def layout(name: str, config: Config, *, several_machines: bool, several_dataset
             ("Samples", (*who, "fastest_sample", "fastest_ms", "typical_sample", "typical_ms", "slowest_sample", "slowest_ms")),
             (
                 "Memory and machine",
-                (*who, "peak_bytes", "kv_bytes", "weights_bytes", "energy_j", "share_of_limit", "first_call_ms", "warmup", "weights"),
+                (
+                    *who,
+                    "peak_bytes",
+                    "kv_bytes",
+                    "weights_bytes",
+                    "energy_j",
+                    "share_of_limit",
+                    "first_call_ms",
+                    "warmup",
+                    "measured_share",
+                    "weights",
+                ),
             ),
         )
     if name == "comparison":

@@ -139,7 +139,7 @@ def _variant_rank(config: Config, name: str, settings: Mapping[str, Any]) -> tup
 
 
 def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:
-    """First-call and warm-up figures of a group's jobs (medians over jobs). Times in ms."""
+    """First-call and warm-up figures of a group's jobs (medians over jobs), and which share of their time was measuring. Times in ms."""
     mine = [f.job for f in gathered.files if (f.machine_label, f.dataset, f.model, f.variant) == group.key[:4]]
     totals, encodes = [], []
     for job in mine:
@@ -151,12 +151,14 @@ def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:
             totals.append(float(call["total_ms"]))
         if isinstance(stages.get("encode"), (int, float)):
             encodes.append(float(stages["encode"]))
+    costs = [cost for job in mine if isinstance(cost := job.get("cost"), Mapping) and cost.get("wall_s")]
     warmup = [len(job["warmup"]) for job in mine if isinstance(job.get("warmup"), list)]
     return {
         "first_call_ms": float(np.median(totals)) if totals else None,
         "first_call_encode_ms": float(np.median(encodes)) if encodes else None,
         "warmup": max(warmup, default=None),
         "jobs": len(mine),
+        "measured_share": sum(float(c["samples_s"]) for c in costs) / sum(float(c["wall_s"]) for c in costs) if costs else None,
     }
 
 

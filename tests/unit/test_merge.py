@@ -58,6 +58,7 @@ def test_whole_study(tmp_path: Path, repo: Path) -> None:
     assert row["first_call_ms"] == 900
     assert row["first_call_encode_ms"] == 24
     assert row["warmup"] == 2
+    assert row["measured_share"] == 0.95
     shares = [row[f"{s}_share"] for s in ("load", "preprocess", "h2d", "encode", "prefill", "decode", "residual")]
     assert sum(shares) == pytest.approx(1, abs=1e-3)
     summary = json.loads((tmp_path / "summary.json").read_text())

@@ -99,6 +99,8 @@ def test_the_metadata_says_how_it_was_measured(first, plan):
     assert job["first_call"]["total_ms"] > 0 and len(job["warmup"]) == 1
     assert job["harness_ms"]["total"] > 0 and job["bandwidth_gb_s"] > 0 and job["step_bytes"] > 0
     assert job["statuses"]["skipped"] == 2 and job["device"] == "cpu"
+    cost = job["cost"]
+    assert 0 < cost["samples_s"] <= job["measuring_s"] < cost["wall_s"] and cost["share"] == cost["samples_s"] / cost["wall_s"]
     assert settings["dtype"] == "float32" and settings["model"]["revision"] == "dummy:0/tiny"
     assert settings["timing"]["warmup"] == 1 and "max_samples" not in settings["timing"]
     assert found["machine"]["cpu"]["threads"] == 1 and "host" not in found["machine"]

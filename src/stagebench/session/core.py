@@ -99,6 +99,8 @@ class Outcome:
     unmet: list[str] = field(default_factory=list)
     """Why the noise target was missed, by sample and length."""
     measuring_s: float = 0.0
+    samples_s: float = 0.0
+    """Of that, what passed inside timed runs, plain ones too: the rest is readings, synchronisation and the journal."""
 
 
 def time_samples(
@@ -227,6 +229,7 @@ class _Loop:
             if plain is not None and plain.captures:
                 plain = None
             rows += self._rows(Measured(group, length, repeat, run, plain, before, after))
+            self.outcome.samples_s += sum(r.times.total_ms for r in (run, plain) if r is not None and r.times is not None) * 1e-3
             if run.status is not Status.OK or run.times is None:
                 break  # what failed once is a row; running it again would cost a timeout or an OOM each time
             if not (run.captures and repeat == 0):  # that row is kept out of means, so it is no repeat either

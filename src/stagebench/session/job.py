@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import logging
 import time
 from collections.abc import Callable, Mapping
@@ -12,6 +13,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+import psutil
 import torch
 
 from stagebench import engines, machine
@@ -41,6 +43,10 @@ LOAD_SHARE = 0.5
 """A load average above this share of the cores is a busy host."""
 NEIGHBOUR_SHARE = 0.1
 """Other processes that took more than this share of the cores' time during the measurement were neighbours."""
+
+
+_JOBS = itertools.count()
+"""Jobs of this process: the first one pays for its start and imports."""
 
 
 @dataclass(frozen=True)
@@ -115,6 +121,7 @@ class _Job:
         self.device = lease.device
         self.config = plan.config
         self.settings = Settings.of(plan.config, job.variant.settings)
+        self.first = next(_JOBS) == 0
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self, begun: float) -> JobReport:
@@ -199,6 +206,7 @@ class _Job:
             "reused": outcome.reused,
             "unmet": outcome.unmet,
             "measuring_s": outcome.measuring_s,
+            "cost": {"wall_s": (wall := self._wall(begun)), "samples_s": outcome.samples_s, "share": outcome.samples_s / wall},
             "cpu_share_of_others": busy,
             "threads": torch.get_num_threads(),
         }
@@ -208,7 +216,14 @@ class _Job:
             self.log.log(logging.ERROR if finding.code.invalid else logging.WARNING, "%s: %s", finding.code.value, finding.text)
         seconds = time.monotonic() - begun
         self.log.info("%s: %d rows in %.1f s, %s", self.output, len(outcome.rows), seconds, statuses)
+        share, load = outcome.samples_s / wall, model_load_ms * 1e-3
+        self.log.info("%.1f %% of the job's %.1f s passed inside measured samples; loading the model took %.1f s", 100 * share, wall, load)
         return JobReport(self.output, len(outcome.rows), statuses, tuple(findings), outcome.resumed, outcome.reused, seconds, about)
+
+    def _wall(self, begun: float) -> float:
+        """Seconds that the job has taken: since the process was started, imports and all, when it is the first one there."""
+        age = time.time() - psutil.Process().create_time() if self.first else 0.0
+        return max(age, time.monotonic() - begun)
 
     def _tasks(self, loader: Any) -> list[Task]:
         tasks = []
