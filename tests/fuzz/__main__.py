@@ -41,9 +41,11 @@ def _limit() -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + EXTRA_BYTES, resource.RLIM_INFINITY))
 
 
-def _work(reader: Reader, seed: int, numbers: range, shared: Any) -> None:
+def _work(reader: Reader, seed: int, numbers: range, end: float, shared: Any) -> None:
     """Read these inputs; shared: [at, done, taken, findings] for the parent, also when this process is killed."""
     for number in numbers:
+        if time.monotonic() > end:
+            break
         data = reader.make(random.Random(f"{reader.name} {seed} {number}"))
         shared[0] = number
         signal.alarm(SECONDS)
@@ -63,17 +65,17 @@ def _keep(reader: Reader, seed: int, number: int, why: str) -> None:
     path.with_suffix(".txt").write_text(why)
 
 
-def _worker(reader: Reader, seed: int, numbers: range, shared: Any) -> None:
+def _worker(reader: Reader, seed: int, numbers: range, end: float, shared: Any) -> None:
     logging.disable(logging.CRITICAL)
     signal.signal(signal.SIGALRM, _late)
     for number in range(3):  # imports, before memory is limited
         with contextlib.suppress(Exception):
             reader.holds(reader.make(random.Random(number)))
     _limit()
-    _work(reader, seed, numbers, shared)
+    _work(reader, seed, numbers, end, shared)
 
 
-def _fuzz(reader: Reader, inputs: int, seed: int, jobs: int) -> int:
+def _fuzz(reader: Reader, inputs: int, seed: int, jobs: int, limit: float) -> int:
     begin = time.monotonic()
     context = multiprocessing.get_context("fork")
     due = [range(first, inputs, jobs) for first in range(jobs)]
@@ -82,7 +84,7 @@ def _fuzz(reader: Reader, inputs: int, seed: int, jobs: int) -> int:
         running = []
         for numbers in due:
             shared = context.RawArray("q", 4)
-            process = context.Process(target=_worker, args=(reader, seed, numbers, shared))
+            process = context.Process(target=_worker, args=(reader, seed, numbers, begin + limit, shared))
             process.start()
             running.append((process, numbers, shared))
         due = []
@@ -108,6 +110,7 @@ def main() -> int:
     parser.add_argument("--inputs", type=int, default=1_000_000, help="of each reader")
     parser.add_argument("--reader", action="append", choices=READERS, help="all when not given")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seconds", type=float, default=float("inf"), help="of each reader at most")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
     parser.add_argument("--replay", type=Path, help="a file from findings/")
     given = parser.parse_args()
@@ -116,7 +119,7 @@ def main() -> int:
         sys.stdout.write("taken\n" if reader.holds(given.replay.read_bytes()) else "refused\n")
         return 0
     FINDINGS.mkdir(exist_ok=True)
-    found = [_fuzz(READERS[name], given.inputs, given.seed, given.jobs) for name in given.reader or READERS]
+    found = [_fuzz(READERS[name], given.inputs, given.seed, given.jobs, given.seconds) for name in given.reader or READERS]
     return int(any(found))
 
 
