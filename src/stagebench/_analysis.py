@@ -309,8 +309,10 @@ def _peak(group: Group, stage: str) -> float | None:
 
 
 def view_rows(group: Group) -> list[dict[str, Any]]:
-    """The 3-, 4- and 5-stage views that older papers use: each a sum of our stages, sample by sample."""
-    rows = []
+    """The 3-, 4- and 5-stage views that older papers use: each a sum of our stages, sample by sample; none without a sample."""
+    rows: list[dict[str, Any]] = []
+    if group.typical.is_empty():
+        return rows
     total_mean = _mean(group.column("total_ms"))
     for view, steps in VIEWS.items():
         for step, stages in steps.items():

@@ -57,6 +57,10 @@ class Pair:
         return [str(s) for s in self.left["sequence"].fill_null("")]
 
 
+NO_PAIRS = "no pairs"
+"""In place of a verdict word where no sample counts on both sides."""
+
+
 def paired(group: Group, reference: Group) -> Pair:
     """Typical runs of the samples that both groups have."""
     common = group.typical.select("sample").join(reference.typical.select("sample"), on="sample", how="inner")
@@ -90,7 +94,7 @@ def ratio_row(pair: Pair, metric: str, config: Config) -> dict[str, Any]:
     row: dict[str, Any] = {"metric": metric.removesuffix("_ms"), "n": int(keep.sum())}
     none = {"median": None, "reference_median": None, "ratio": None, "low": None, "high": None, "speedup": None}
     if not keep.any():
-        return row | none | {"clusters": 0, "method": "none", "verdict": "AMBIGUOUS"}
+        return row | none | {"clusters": 0, "method": "none", "verdict": NO_PAIRS}
     c = config.compare
     clusters = [s for s, k in zip(pair.sequences, keep, strict=True) if k]
     ratio = paired_ratio(left[keep], right[keep], clusters, confidence=c.confidence, resamples=c.resamples, same_within=c.same_within)
@@ -117,8 +121,8 @@ def _identity(pair: Pair) -> dict[str, Any]:
 
 
 def comparison_rows(pairs: Sequence[Pair], config: Config) -> list[dict[str, Any]]:
-    """A row for each pair of groups and metric; the total comes first."""
-    return [_identity(pair) | ratio_row(pair, metric, config) for pair in pairs for metric in METRICS]
+    """A row for each pair of groups and metric; the total comes first. Groups without a pair of samples have that row only."""
+    return [_identity(pair) | ratio_row(pair, metric, config) for pair in pairs for metric in (METRICS if pair.n else METRICS[:1])]
 
 
 def decomposition_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
