@@ -4,7 +4,10 @@
     PYTHONPATH=src python3 benchmarks/engines.py --sections env,step --budget 240
 
 Random bf16 weights at the shape of LLaVA-1.5's decoder (LLaMA-2-7B, vocabulary 32064). Each part is tried by itself; one
-that fails prints its reason and the rest goes on. Results: a table last, everything in engines.json under $OUT or --output.
+that fails prints its reason and the rest goes on. Results: a table last, everything in engines.json under $OUT or --output, and as
+tables in engines.md beside it. docs/results/engines.md is made so:
+
+    python3 benchmarks/engines.py --report docs/results
 """
 
 from __future__ import annotations
@@ -23,6 +26,7 @@ from typing import Any
 import torch
 from engines_common import BEGAN, BUDGET, CONTEXTS, RESULTS, TABLE, attempt, say
 from engines_linears import environment, precompile, start_workers, tune
+from engines_report import write_report
 from engines_runs import adapters, batches, encoder, engine_times, quality, tiny_equality
 from engines_step import build_model, search_step
 
@@ -34,9 +38,15 @@ def main() -> None:
     parser.add_argument("--sections", default="env,tiny,tune,step,engines,quality,batch,encode,adapters")
     parser.add_argument("--budget", type=float, default=420.0, help="seconds after which no new variant is begun")
     parser.add_argument("--static", action="store_true", help="also engine static, which compiles for half a minute")
+    parser.add_argument("--engines", default="fused,graph,generate", help="those of section engines")
+    parser.add_argument("--no-search", action="store_true", help="section step measures the shipped settings only")
+    parser.add_argument("--report", help="only write engines.md from the JSON files in this folder")
     parser.add_argument("--output", default=os.environ.get("OUT", "."))
     parser.add_argument("--precompile", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.report:
+        print(write_report(Path(arguments.report)))
+        return
     if not torch.cuda.is_available():
         sys.exit("no CUDA device: this benchmark measures one. The engines' CPU tests are tests/unit/test_engines_*.py.")
     if arguments.precompile:
@@ -46,15 +56,17 @@ def main() -> None:
     BUDGET[0] = arguments.budget
     sections = arguments.sections.split(",")
     torch.manual_seed(0)
+    RESULTS["arguments"] = " ".join(a for a in sys.argv[1:] if not a.startswith("--output"))
     workers = attempt("workers", start_workers) if "tune" in sections else None
     try:
-        run_sections(sections, workers, arguments.static)
+        run_sections(sections, workers, arguments)
     finally:
         chosen = RESULTS.pop("chosen", {})
         RESULTS["chosen"] = {k: dataclasses.asdict(v) for k, v in chosen.items()}
         RESULTS["seconds"] = time.perf_counter() - BEGAN
         path = Path(arguments.output) / "engines.json"
         path.write_text(json.dumps(RESULTS, indent=1, default=str))
+        attempt("report", write_report, path.parent)
         print("\n" + "=" * 40 + " summary " + "=" * 40)
         print("\n".join(TABLE))
         for where, config in RESULTS["chosen"].items():
@@ -66,7 +78,7 @@ def main() -> None:
         print(f"{RESULTS['seconds']:.0f} s; full numbers in {path}")
 
 
-def run_sections(sections: list[str], workers: Any, static: bool) -> None:
+def run_sections(sections: list[str], workers: Any, arguments: argparse.Namespace) -> None:
     ranking = chosen = model = None
     if "tiny" in sections:
         attempt("tiny", tiny_equality)
@@ -84,12 +96,12 @@ def run_sections(sections: list[str], workers: Any, static: bool) -> None:
         model = attempt("model", build_model)
     if model is not None:
         if "step" in sections:
-            attempt("step", search_step, model, ranking)
+            attempt("step", search_step, model, ranking, not arguments.no_search)
             chosen = RESULTS.get("chosen")
         if "engines" in sections:
-            for context, name in itertools.product(CONTEXTS, ("fused", "graph", "generate")):
+            for context, name in itertools.product(CONTEXTS, arguments.engines.split(",")):
                 attempt(f"engine {name} {context}", engine_times, model, name, context, chosen, 2 if name == "generate" else 5)
-            if static:
+            if arguments.static:
                 attempt("engine static", engine_times, model, "static", "eventgpt", chosen, 3)
         if "quality" in sections:
             attempt("quality", quality, model, chosen)

@@ -29,6 +29,7 @@ def environment() -> None:
     p = torch.cuda.get_device_properties(0)
     RESULTS["env"] = {
         "gpu": p.name,
+        "driver": _driver(),
         "capability": torch.cuda.get_device_capability(),
         "multiprocessors": p.multi_processor_count,
         "python": platform.python_version(),
@@ -47,6 +48,14 @@ def environment() -> None:
     best = max(gemv, own or 0.0)
     RESULTS["bandwidth"] |= {"own_gemv_gbs": own, "best_read_gbs": best}
     row(f"bandwidth GB/s: copy {copy:.0f}, cuBLAS GEMV 2 GB {gemv:.0f}, own GEMV 2 GB {own or float('nan'):.0f}")
+
+
+def _driver() -> str:
+    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+    try:
+        return subprocess.run(command, capture_output=True, text=True, timeout=20, check=True).stdout.split()[0]
+    except (OSError, subprocess.SubprocessError, IndexError):
+        return "unknown"
 
 
 def _own_gemv(matrix: torch.Tensor, vector: torch.Tensor) -> float:
@@ -130,28 +139,15 @@ def linear_error(name: str, how: Any, batch: int = 1, pdl: bool = False) -> floa
     return float((out.double() - want).norm() / want.norm())
 
 
-SKINNY = [(32, 128, 4, 4), (16, 256, 4, 4), (32, 256, 4, 3), (64, 128, 4, 4), (16, 128, 2, 6)]
 ATTENTION = [
     (splits, block, warps) for splits in (4, 8, 16, 32) for block in (16, 32, 64, 128) for warps in (2, 4, 8) if block * 8 >= warps * 32
 ]
-
-
-def skinny_config(n: int, k: int, w: int, s: int) -> Any:
-    """One skinny shape for all linears; the gated one holds two tiles a stage, so one stage fewer."""
-    from stagebench.engines._triton_step import Linear, StepConfig
-
-    how = Linear("skinny", n, k, w, s)
-    return StepConfig(how, how, Linear("skinny", n, k, w, max(2, s - 1)), how, how)
 
 
 def precompile(part: int, parts: int) -> None:
     """A worker: launch its share of all variants once, so that the compiler's disk cache holds them."""
     torch.manual_seed(part)
     names: dict[str, list[tuple[int, Any]]] = {name: [(1, how) for how in candidates(name)] for name in SHAPES}
-    for shape, batch in itertools.product(SKINNY, (4, 32)):
-        config = skinny_config(*shape)
-        for name in SHAPES:
-            names[name].append((batch, getattr(config, name)))
     numbered = itertools.count()
     for name, jobs in names.items():
         for batch, how in jobs:

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from engines_common import CONTEXTS, NEW, RESULTS, attempt, event_ms, out_of_time, row, say
-from engines_linears import SKINNY, linear_error, skinny_config
+from engines_linears import linear_error
 from engines_step import Plain, build_model, fused_session, limit_ms, prompt_of, step_ms
 
 # --- 4 right: tiny fp32 ids, and full-size bf16 logits ----------------------------------------------------------------
@@ -185,31 +185,42 @@ def engine_times(model: Any, name: str, context: str, chosen: Any, repeats: int 
     return found
 
 
+@torch.inference_mode()
 def batches(model: Any) -> None:
-    """Whole fused steps at batch 1..32, context 642: the skinny kernel in several shapes against cuBLAS."""
-    from stagebench.engines._triton_step import Linear, StepConfig
+    """Whole fused steps at batch 1..32, context 642, rows padded by 0..31; the step's logits against the HF model's own forward."""
+    from stagebench.engines._triton_step import Linear
+    from stagebench.engines.quality import compare_logits
 
-    for name, batch, (n, k, w, s) in itertools.product(("qkv", "gate_up", "down"), (4, 32), ((32, 128, 4, 4),)):
-        error = attempt(f"skinny {name} {batch}", linear_error, name, Linear("skinny", n, k, w, s if name != "gate_up" else 3), batch)
+    for name, batch in itertools.product(("qkv", "gate_up", "down"), (4, 32)):
+        error = attempt(f"cublas {name} {batch}", linear_error, name, Linear("cublas"), batch)
         if error is None or not error < 1.5e-2:
-            row(f"skinny {name} batch {batch}: WRONG, relative error {error}")
-    for batch in (1, 4, 8, 16, 32):
+            row(f"cublas {name} batch {batch}: WRONG, relative error {error}")
+    for batch in (1, 2, 4, 8, 16, 32):
         if out_of_time():
             return
-        session = attempt(f"batch {batch} session", fused_session, model, prompt_of(model, 642, batch))
+        prompt = prompt_of(model, 642, batch, [7 * at % 32 for at in range(batch)] if batch > 1 else None)
+        session = attempt(f"batch {batch} session", fused_session, model, prompt)
         if session is None:
             continue
-        trials = {}
-        for shape in SKINNY:
-            label = "skinny {}x{}w{}s{}".format(*shape)
-            trials[label] = attempt(f"batch {batch} {label}", step_ms, session, skinny_config(*shape), 10)
-        library = Linear("cublas")
-        trials["cublas"] = attempt(f"batch {batch} cublas", step_ms, session, StepConfig(library, library, library, library, library), 10)
-        good = {k: v for k, v in trials.items() if v}
-        RESULTS.setdefault("batch", {})[batch] = {**good, "limit_ms": limit_ms(session, 664)}
-        order = sorted(good.items(), key=lambda item: item[1])
-        row(f"batch {batch:2} step ms (limit {limit_ms(session, 664):.2f}): " + "  ".join(f"{k} {v:.3f}" for k, v in order))
-        del session
+        token = session.state.token.clone()
+        for part in session.parts:
+            part()
+        got = session.step.logits.clone()
+        again = model(
+            inputs_embeds=torch.cat([prompt.embeds, model.model.embed_tokens(token)[:, None]], 1),
+            attention_mask=torch.nn.functional.pad(prompt.attention_mask, (0, 1), value=1),
+            position_ids=torch.cat([prompt.position_ids, prompt.position_ids[:, -1:] + 1], 1),
+            use_cache=False,
+            logits_to_keep=1,
+        ).logits[:, -1]
+        right = compare_logits(again, got)
+        ms, limit = attempt(f"batch {batch}", step_ms, session, session.step.config, 10), limit_ms(session, 664)
+        RESULTS.setdefault("batch", {})[batch] = {"step_ms": ms, "limit_ms": limit, "logits": dataclasses.asdict(right)}
+        row(
+            f"batch {batch:2} step {ms or float('nan'):.3f} ms (limit {limit:.2f})  against one HF forward: argmax agreement"
+            f" {right.agreement:.3f}  KL max {right.max_kl:.1e}  rel {right.relative_error:.1e}"
+        )
+        del session, again
         gc.collect()
         torch.cuda.empty_cache()
 

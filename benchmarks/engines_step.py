@@ -149,8 +149,8 @@ def limit_ms(session: Any, context: int) -> float:
     return (w.step_bytes + cache) / RESULTS.get("bandwidth", {}).get("best_read_gbs", 4414.0) / 1e6
 
 
-def search_step(model: Any, ranking: dict[str, list[tuple[float, Any]]] | None) -> Any:
-    """Whole-step times: defaults with and without PDL, the tuned linears, then attention's settings at two contexts."""
+def search_step(model: Any, ranking: dict[str, list[tuple[float, Any]]] | None, search: bool = True) -> Any:
+    """Whole-step times: as it ships and without PDL; with `search`, the tuned linears, then attention's settings at two contexts."""
     from stagebench.engines._triton_step import StepConfig
 
     sessions = {name: fused_session(model, prompt_of(model, CONTEXTS[name])) for name in ("eventgpt", "video_llava")}
@@ -160,14 +160,20 @@ def search_step(model: Any, ranking: dict[str, list[tuple[float, Any]]] | None) 
     RESULTS["step"] = found
 
     def note(label: str, config: Any) -> float:
-        times = {name: attempt(f"step {label}", step_ms, s, config) for name, s in sessions.items()}
-        found[label] = {**times, "config": {f.name: str(getattr(config, f.name)) for f in dataclasses.fields(config)}}
+        times = {name: attempt(f"step {label}", step_ms, s, config or s.step.config) for name, s in sessions.items()}
+        shown = config or short.step.config
+        found[label] = {**times, "config": {f.name: str(getattr(shown, f.name)) for f in dataclasses.fields(shown)}}
         text = "  ".join(f"{name} {ms:.3f} ({limits[name] / ms:.0%} of limit)" for name, ms in times.items() if ms)
         row(f"step {label:24} {text}")
         return times["eventgpt"] or float("inf")
 
-    note("default, no pdl", StepConfig.for_batch(1, pdl=False))
-    note("default, pdl", StepConfig.for_batch(1, pdl=True))
+    note("as it ships, by capacity", None)
+    note("up to 1024 slots, no pdl", StepConfig.for_batch(1, pdl=False))
+    if not search:
+        for where, session in sessions.items():
+            found[f"parts {where}"] = attempt("parts", parts_ms, session, session.step.config)
+            row(f"parts {where} ms: " + "  ".join(f"{k} {v:.3f}" for k, v in (found[f"parts {where}"] or {}).items()))
+        return None
     best = StepConfig.for_batch(1, pdl=True)
     if ranking and all(ranking.get(name) for name in SHAPES):
         best = dataclasses.replace(best, **{name: ranking[name][0][1] for name in SHAPES})

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from stagebench import engines
-from stagebench.config import RepeatsConfig
+from stagebench.config import RepeatsConfig, load_config
 from stagebench.engines._graphs import Captured
 from stagebench.engines._stepped import SteppedEngine, _captured_encoder
 from stagebench.engines.encoder import GraphedCall
@@ -201,3 +201,12 @@ def test_captured_rows_equal_generate_on_a_device(name, batch):
     assert subject.engine.late == []
     assert subject.engine.encoder.calls > 0
     assert found[name] == found["generate"]
+
+
+def test_the_study_of_engines_measures_three_models_at_a_fixed_length(repo):
+    config = load_config(repo / "config/engines_7b.yaml")
+    assert set(config.models) == {"eventgpt", "llava", "video_llava"}
+    assert all(model.preset == "7b" and model.weights == "dummy:0" for model in config.models.values())
+    assert config.variants.engine == ("generate", "graph", "fused")
+    assert config.variants.dtype == "bfloat16"
+    assert tuple(config.timing.lengths) == (45,)
