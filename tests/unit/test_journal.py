@@ -1,5 +1,6 @@
 """What a journal survives, and what it refuses."""
 
+import errno
 import json
 import os
 import subprocess
@@ -10,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from stagebench.errors import TimingError
-from stagebench.session import Journal
+from stagebench.session import Journal, journal
 
 WHO = {"study": "s1", "machine": "m1", "job": "j"}
 
@@ -125,3 +126,17 @@ def test_lines_are_json_behind_a_checksum(path):
     write(path, 1)
     for line in path.read_text().splitlines():
         json.loads(line.partition(" ")[2])
+
+
+def test_a_file_system_without_locks_costs_a_warning_not_the_job(path, monkeypatch, caplog):
+    """NFS mounted with nolock, Lustre without flock."""
+
+    def no_locks(fd, how):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(journal.fcntl, "flock", no_locks)
+    with Journal(path, WHO) as written:
+        written.append("a", [{"sample": "a"}])
+    with Journal(path, WHO) as again:
+        assert again.groups == {"a": [{"sample": "a"}]}
+    assert "has no locks" in caplog.text

@@ -6,6 +6,7 @@ The journal lies beside its job's output, `<output>.journal`, because Snakemake 
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import logging
@@ -24,6 +25,8 @@ __all__ = ["Journal"]
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+_NO_LOCKS = (errno.ENOLCK, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL)
+"""What network file systems say that are mounted without locks."""
 
 
 class Journal:
@@ -98,7 +101,10 @@ class Journal:
         self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
+        except OSError as error:
+            if error.errno in _NO_LOCKS:
+                log.warning("%s: this file system has no locks (%s); do not run this job twice at a time", self.path, error.strerror)
+                return
             lines, _ = _parse(_read(self._fd))
             owner = lines[0].get("header", {}) if lines else {}
             raise TimingError(
