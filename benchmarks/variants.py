@@ -72,6 +72,7 @@ def timed(adapter: Any, engine_name: str, batch: int = 1, runs: int = 3, case: s
     inputs = adapter.collate([adapter.preprocess(frames(case, seed), QUERY) for seed in range(batch)]).to("cuda", torch.bfloat16)
     features = adapter.encode(inputs)
     decoding = Decoding(NEW, NEW, adapter.eos_token_ids())
+    gc.collect()  # a graph of an engine before that is freed while another is captured would spoil the capture
     engine = create(engine_name)
     info = engine.prepare(adapter, decoding, batch)
     began = time.perf_counter()

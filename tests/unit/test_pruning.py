@@ -86,6 +86,28 @@ def test_a_batch_equals_singles(case):
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
+@pytest.mark.parametrize("case", CASES)
+def test_an_engine_may_replace_the_feature_function(case):
+    """As engines do that capture it in a graph: the tower's Python, hooks too, does not run again at a replay."""
+    half = load(case, 0.5)
+    inputs = half.preprocess(frames(), "What?")
+    owner, name = (half.model, "get_event_features") if case == "eventgpt" else (half, "_encode")
+    expected = half.encode(inputs).content_hash()
+    recorded = []
+    function = getattr(owner, name)
+
+    def replayed(*args, **kwargs):
+        if not recorded:
+            recorded.append(function(*args, **kwargs))
+        return recorded[0]
+
+    setattr(owner, name, replayed)
+    for _ in range(2):
+        features = half.encode(inputs)
+        assert features.content_hash() == expected
+        assert half.merge(inputs, features).length < load(case, 1.0).merge(inputs, load(case, 1.0).encode(inputs)).length
+
+
 def test_models_without_cls_are_refused():
     for architecture in ("qwen2_5_vl", "llava_onevision"):
         with pytest.raises(ModelError, match=r"variants.keep_visual: \[1.0\]"):

@@ -10,6 +10,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,6 @@ class HuggingFaceAdapter(TransformersAdapter):
 
     name = "hf"
     route: _routes.Route
-    _scores: pruning.ClsScores | None = None
     _share = 1.0
 
     def _load_preset(self, spec: ModelSpec) -> None:
@@ -92,8 +92,9 @@ class HuggingFaceAdapter(TransformersAdapter):
                 "cannot carry. Write an adapter for it."
             )
         found = output.pooler_output
-        if self._scores is not None:
-            return self._pruned(inputs, found)
+        scores = getattr(output, "cls_scores", None)
+        if scores is not None:
+            return self._pruned(inputs, found, scores)
         # a list of [n_i, D], or one [images, n, D]; a video of Video-LLaVA is [frames, n, D]
         flat = torch.cat([part.flatten(0, -2) for part in found]) if isinstance(found, (list, tuple)) else found.flatten(0, -2)
         counts = (inputs.input_ids == self.route.placeholder_id).sum(dim=1).tolist()
@@ -113,14 +114,21 @@ class HuggingFaceAdapter(TransformersAdapter):
         layer = getattr(self.model.config, "vision_feature_layer", None)
         if self._has_mrope or not isinstance(layer, int):
             super()._keep_visual(share)
-        self._scores = pruning.ClsScores(self.vision_module(), int(layer or -1))
+        watch, whole = pruning.ClsScores(self.vision_module(), int(layer or -1)), self._encode
         self._share = share
 
-    def _pruned(self, inputs: Inputs, found: Any) -> Features:
+        def encode(**arguments: Any) -> SimpleNamespace:
+            # the scores are an output: an engine that captures this function in a graph would never run the watching hook again
+            output = whole(**arguments)
+            deepstack = getattr(output, "deepstack_features", None)
+            return SimpleNamespace(pooler_output=output.pooler_output, deepstack_features=deepstack, cls_scores=watch.take())
+
+        self._encode = encode
+
+    def _pruned(self, inputs: Inputs, found: Any, scores: torch.Tensor) -> Features:
         """The tower's features without those left out; `extra["kept"]` says which of a sample's placeholders stay, [k] each."""
-        scores = self._scores.take() if self._scores is not None else None
         each = torch.stack(list(found)) if isinstance(found, (list, tuple)) else found  # [images, n, D]
-        if scores is None or each.ndim != 3 or len(each) != len(scores):
+        if each.ndim != 3 or len(each) != len(scores):
             raise ModelError(f"{type(self.model).__name__}: features are not one [n, D] an image. Set variants.keep_visual: [1.0].")
         tokens = each.shape[1]
         kept = pruning.kept_tokens(scores, tokens, self._share)  # [images, k]

@@ -31,8 +31,6 @@ class EventGptAdapter(TransformersAdapter):
     name = "eventgpt"
     model: EventGptForConditionalGeneration
     processor: EventGptProcessor
-    _scores: pruning.ClsScores | None = None
-    _share = 1.0
 
     def _load_preset(self, spec: ModelSpec) -> None:
         preset = presets.build("eventgpt", spec.preset or "")
@@ -54,22 +52,25 @@ class EventGptAdapter(TransformersAdapter):
 
     @torch.inference_mode()
     def encode(self, inputs: Inputs) -> Features:
-        features = self.model.get_event_features(inputs.pixels["pixel_values"])  # [B, T + P, D]
-        if self._scores is None:
-            return Features(tuple(features))
-        # the mean over each frame stays; of the P places those go on that CLS attends to most, on average over the frames
-        batch, frames = inputs.pixels["pixel_values"].shape[:2]
-        scores = self._scores.take().unflatten(0, (batch, frames)).mean(1)  # [B, P - 1]
-        kept = pruning.kept_tokens(scores, features.shape[1] - frames, self._share) + frames  # [B, k]
-        every = torch.arange(frames, device=kept.device).expand(batch, -1)
-        return Features(tuple(row[chosen] for row, chosen in zip(features, torch.cat([every, kept], 1), strict=True)))
+        return Features(tuple(self.model.get_event_features(inputs.pixels["pixel_values"])))
 
     def _preprocess_on_device(self) -> None:
         self.processor.preprocess_on(self.device)
 
     def _keep_visual(self, share: float) -> None:
-        self._scores = pruning.ClsScores(self.vision_module(), -1)
-        self._share = share
+        watch, whole = pruning.ClsScores(self.vision_module(), -1), self.model.get_event_features
+
+        def kept_features(pixel_values: torch.Tensor) -> torch.Tensor:
+            """[B, T, 3, H, W] -> [B, T + k, D]: the mean over each frame stays; of the P places those go on that CLS attends to most, on
+            average over the frames."""
+            batch, frames = pixel_values.shape[:2]
+            features = whole(pixel_values)
+            scores = watch.take().unflatten(0, (batch, frames)).mean(1)  # [B, P - 1]
+            kept = pruning.kept_tokens(scores, features.shape[1] - frames, share) + frames  # [B, k]
+            chosen = torch.cat([torch.arange(frames, device=kept.device).expand(batch, -1), kept], 1)
+            return features.gather(1, chosen[..., None].expand(-1, -1, features.shape[2]))
+
+        self.model.get_event_features = kept_features  # type: ignore[method-assign]
 
     @torch.inference_mode()
     def merge(self, inputs: Inputs, features: Features) -> Prompt:
