@@ -11,7 +11,9 @@ import torch
 
 from stagebench import engines
 from stagebench.config import RepeatsConfig, load_config
-from stagebench.engines._graphs import Captured
+from stagebench.engines import _stepped
+from stagebench.engines import encoder as encoder_module
+from stagebench.engines._graphs import Captured, NotCapturable
 from stagebench.engines._stepped import SteppedEngine, _captured_encoder
 from stagebench.engines.encoder import GraphedCall
 from stagebench.errors import SourceError
@@ -110,6 +112,38 @@ def test_a_shape_that_cannot_be_prepared_is_left_to_its_run(adapter):
     assert "seq/1" in outcome.admission.failed[0]
     assert {row["status"] for row in outcome.rows if row["clip"] == "seq/1"} == {"error"}
     assert all(row["status"] in ("ok", "capped") for row in outcome.rows if row["clip"] != "seq/1")
+
+
+@pytest.mark.parametrize("name", ["graph", "fused"])
+def test_a_model_that_cannot_be_captured_runs_on_the_fallback(adapter, monkeypatch, name):
+    """It shows at the first capture only; the rows are those of generate, nothing is late, and the job says so."""
+
+    def refuse(*_):
+        raise NotCapturable("AcceleratorError: CUDA error: operation not permitted when stream is capturing. Use another.")
+
+    monkeypatch.setattr(_stepped, "capture", refuse)
+    subject, outcome = measured(adapter, name, 2)
+    assert "graph falls back to generate" in outcome.admission.note
+    assert (f"{name} falls back to graph" in outcome.admission.note) == (name == "fused")
+    assert "operation not permitted" in outcome.admission.note
+    assert outcome.admission.failed == []
+    assert subject.engine.late == []
+    _, plain = measured(adapter, "generate", 2)
+    assert [row["token_ids"] for row in outcome.rows] == [row["token_ids"] for row in plain.rows]
+
+
+def test_an_encoder_that_cannot_be_captured_runs_as_it_is(monkeypatch):
+    def refuse(*_):
+        raise NotCapturable("it waits for the device")
+
+    monkeypatch.setattr(encoder_module, "capture", refuse)
+    graphed = GraphedCall(lambda x: x * 2)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda _: True))
+    for _ in range(2):
+        assert torch.equal(graphed(torch.ones(2)), torch.full((2,), 2.0))
+    assert graphed.eager == "it waits for the device"
+    assert graphed.calls == 0
+    assert graphed.captures == 1
 
 
 def test_a_device_lost_while_preparing_ends_the_job(adapter):

@@ -11,9 +11,15 @@ import torch
 from torch import nn
 from transformers import masking_utils
 
-__all__ = ["Captured", "Replay", "capture", "capture_split", "prompt_mask_as_eager"]
+from stagebench.errors import ModelError
+
+__all__ = ["Captured", "NotCapturable", "Replay", "capture", "capture_split", "prompt_mask_as_eager"]
 
 Replay = Callable[[], None]
+
+
+class NotCapturable(ModelError):
+    """The work waits for the device, or does something else that a graph cannot hold. It runs outside one."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +49,7 @@ def capture_split(function: Callable[[], Any], at: nn.Module | None, device: tor
     """As `capture`, in two graphs: before and from `at`'s forward. One graph when `at` is None; on a CPU, one function.
 
     The first part of a step can then be launched while the host still waits to hear whether there is a next step.
+    Raises NotCapturable when the function runs, but not inside a capture.
     """
     if device.type != "cuda":
         return [cast(Replay, function)]
@@ -69,6 +76,11 @@ def capture_split(function: Callable[[], Any], at: nn.Module | None, device: tor
                 function()
             finally:
                 graphs[-1].capture_end()
+        except RuntimeError as error:
+            if isinstance(error, torch.OutOfMemoryError):
+                raise
+            cause = error.__context__ or error  # what stopped the capture, not that its end then failed
+            raise NotCapturable(f"{type(cause).__name__}: {' '.join(str(cause).split())[:200]}. Use an engine without graphs.") from error
         finally:
             if handle is not None:
                 handle.remove()

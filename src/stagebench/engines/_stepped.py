@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from stagebench.engines._graphs import Replay, capture, capture_split, prompt_mask_as_eager
+from stagebench.engines._graphs import NotCapturable, Replay, capture, capture_split, prompt_mask_as_eager
 from stagebench.engines._loop import DoneFlag, collect, decode
 from stagebench.engines._state import EOS_SLOTS, SlotCache, StepState, choose
 from stagebench.engines.base import EngineInfo
@@ -200,6 +200,9 @@ class SteppedEngine:
         """What had to be captured inside a timed run, because nobody called `admit`: such a sample's prefill is not valid."""
         self.encoder: GraphedCall | None = None
         """The adapter's feature function, captured; None where encode stays the adapter's own."""
+        self.note: str | None = None
+        """What is otherwise than asked for, also where that showed only at a capture."""
+        self._prepared: Any = None
 
     def prepare(self, adapter: Adapter, decoding: Decoding, batch: int) -> EngineInfo:
         """Look at the model. Captures need a prompt's length and so come with `admit`. Never raises for a model that the
@@ -213,12 +216,8 @@ class SteppedEngine:
             _check_attention(decoder)
             note = self._set_up(model, decoder, batch)
         except Unsupported as reason:
-            self._fallback, before = self._make_fallback(), self.name
-            info = self._fallback.prepare(adapter, decoding, batch)
-            self.late, self.encoder = getattr(self._fallback, "late", self.late), getattr(self._fallback, "encoder", None)
-            note = f"{before} falls back to {self._fallback.name}: {reason}" + (f"; {info.note}" if info.note else "")
-            log.warning("%s", note)
-            return EngineInfo(self.name, info.prepare_ms, note)
+            return self._fall_back(str(reason), adapter, decoding, batch)
+        self._prepared = (adapter, decoding, batch)
         self._model, self._decoder = model, decoder
         notes = [note] if note else []
         self.encoder, eager = _captured_encoder(adapter, self.prepare_ms)
@@ -228,21 +227,43 @@ class SteppedEngine:
             notes.append("no CUDA device: the captured functions run directly")
         if decoding.temperature > 0:
             notes.append("sampling on the device with its own random stream")
-        return EngineInfo(self.name, self.prepare_ms, "; ".join(notes) or None)
+        self.note = "; ".join(notes) or None
+        return EngineInfo(self.name, self.prepare_ms, self.note)
+
+    def _fall_back(self, reason: str, adapter: Adapter, decoding: Decoding, batch: int) -> EngineInfo:
+        """From now on another engine does the work; its note says why."""
+        self._sessions.clear()
+        self._fallback = self._make_fallback()
+        info: EngineInfo = self._fallback.prepare(adapter, decoding, batch)
+        self.late, self.encoder = getattr(self._fallback, "late", self.late), getattr(self._fallback, "encoder", self.encoder)
+        self.note = f"{self.name} falls back to {self._fallback.name}: {reason}" + (f"; {info.note}" if info.note else "")
+        log.warning("%s", self.note)
+        return EngineInfo(self.name, info.prepare_ms, self.note)
 
     @torch.inference_mode()
     def admit(self, prompt: Prompt, decoding: Decoding) -> dict[str, float]:
         """Make ready for prompts of this shape, outside any timed window: capture what is missing, return ms by name.
 
-        Idempotent and cheap when nothing is missing. Raises ModelError before `prepare`, and for right-padded prompts.
+        Idempotent and cheap when nothing is missing. Falls back when the model turns out not to be capturable. Raises ModelError
+        before `prepare`, and for right-padded prompts.
         """
         if self._fallback is not None:
-            return self._fallback.admit(prompt, decoding) if hasattr(self._fallback, "admit") else {}
+            if not hasattr(self._fallback, "admit"):
+                return {}
+            found: dict[str, float] = self._fallback.admit(prompt, decoding)
+            theirs = getattr(self._fallback, "note", None)
+            if theirs and theirs not in (self.note or ""):
+                self.note = f"{self.note}; {theirs}"
+            return found
         if bool((prompt.attention_mask[:, 1:] < prompt.attention_mask[:, :-1]).any()):
             raise ModelError("a prompt padded on the right: its last position is not its last token. Pad on the left (Adapter.collate).")
         self._most_new = max(self._most_new, decoding.max_new_tokens)
         session, _ = self._session(prompt, decoding)
-        spent = session.admit(prompt, not bool(prompt.attention_mask.all()))
+        try:
+            spent = session.admit(prompt, not bool(prompt.attention_mask.all()))
+        except NotCapturable as reason:
+            self._fall_back(str(reason), *self._prepared)
+            return self.admit(prompt, decoding)
         self.prepare_ms.update(spent)
         return spent
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from stagebench.engines._graphs import capture
+from stagebench.engines._graphs import NotCapturable, capture
 from stagebench.errors import ModelError
 
 __all__ = ["GraphedCall", "graph_encoder"]
@@ -83,10 +83,8 @@ class GraphedCall:
             self.captures += 1
             try:
                 replay = capture(function, next(iter(inputs.values())).device)
-            except RuntimeError as error:
-                if isinstance(error, torch.OutOfMemoryError):
-                    raise
-                self.eager = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+            except NotCapturable as error:
+                self.eager = str(error)
                 log.warning("encode cannot be captured and stays eager: %s", self.eager)
                 return None
             self._known[key] = (inputs, replay, output)

@@ -36,6 +36,8 @@ class Admission:
     """Loading, preprocessing and encoding included."""
     captured_ms: dict[str, float] = field(default_factory=dict)
     """Capture and compile times by what was captured."""
+    note: str | None = None
+    """What engine or encoder turned out not to be able to, which `prepare` could not know."""
     failed: list[str] = field(default_factory=list)
     """Shapes that could not be prepared; their runs show the fault as rows."""
 
@@ -71,6 +73,9 @@ def admit_shapes(
     found.shapes = len(seen)
     found.total_ms = (time.perf_counter() - began) * 1e3
     found.captured_ms = dict(getattr(subject.engine, "prepare_ms", {}))
+    eager = getattr(getattr(subject.engine, "encoder", None), "eager", None)
+    notes = (getattr(subject.engine, "note", None), f"encode stays eager: {eager}" if eager else None)
+    found.note = "; ".join(note for note in notes if note) or None
     return found
 
 
