@@ -13,7 +13,7 @@ if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
 from stagebench.engines._reference_step import ReferenceStep
 from stagebench.engines._state import StepState, choose
 from stagebench.engines._stepped import decoder_of
-from stagebench.engines._triton_step import Linear, StepConfig, TritonStep, launch_linear
+from stagebench.engines._triton_step import Linear, StepConfig, TritonStep, default_splits, launch_linear
 from stagebench.engines._weights import pack, rope_tables
 from stagebench.models.base import Decoding, Prompt
 
@@ -147,3 +147,13 @@ def test_selection_marks_nan_and_stops_at_eos() -> None:
     assert state.ids[:, :2].tolist() == [[5, 0], [9, 11]]
     assert state.done.tolist() == [1, 0]
     assert state.bad.tolist() == [0, 1]
+
+
+def test_settings_follow_batch_width_and_capacity() -> None:
+    """What won on an H200: docs/engines.md."""
+    seven = StepConfig.for_batch(1, pdl=True, hidden=4096, capacity=768)
+    assert [getattr(seven, name).kind for name in ("qkv", "out", "gate_up", "down", "head")] == ["persistent"] * 3 + ["rows"] * 2
+    assert (seven.block_s, StepConfig.for_batch(1, pdl=True, capacity=2304).block_s) == (64, 128)
+    assert default_splits(768, 32, 132) == default_splits(2304, 32, 132) == 16
+    assert StepConfig.for_batch(1, pdl=True, hidden=5120).qkv.kind == "rows"  # 13B: no power of two
+    assert {getattr(StepConfig.for_batch(2, pdl=True), name).kind for name in ("qkv", "out", "gate_up", "down", "head")} == {"cublas"}

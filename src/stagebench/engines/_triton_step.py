@@ -19,7 +19,7 @@ from stagebench.engines import _kernels_decode, _kernels_linear
 from stagebench.engines._state import EOS_SLOTS, StepState
 from stagebench.engines._weights import Weights
 
-__all__ = ["Linear", "StepConfig", "TritonStep", "launch_linear"]
+__all__ = ["Linear", "StepConfig", "TritonStep", "default_splits", "launch_linear"]
 
 _LOG2_E = math.log2(math.e)
 _GATE_BLOCK = 1024
