@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 FUZZ_INPUTS ?= 1000000
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test lint format unit workflow bench fuzz guards test-cluster test-browser docs clean
+.PHONY: help demo test lint format unit workflow bench peers fuzz guards test-cluster test-browser docs clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,26 @@ test-cluster: $(VENV)/.stamp ## the demo through a real Slurm of three nodes, st
 	  echo "the packages of Slurm could not be installed: $(SLURM)"
 	$(BIN)/python -m pytest tests/cluster -q -rs
 
+# Peers have an environment of their own; without it (`make peers`) they are left out of the tables by name.
+.peers/.stamp: benchmarks/requirements-peers.txt constraints.txt pyproject.toml
+	$(PYTHON) -m venv .peers
+	.peers/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[events]' -r benchmarks/requirements-peers.txt
+	touch $@
+
+peers: .peers/.stamp ## environment of what benchmarks/ compares with
+
+BENCH_PYTHON = $(if $(wildcard .peers/.stamp),.peers/bin/python,$(BIN)/python)
+BENCH_WAY ?= --quick
+bench: $(VENV)/.stamp ## the store's benchmarks, minutes (BENCH_WAY= for the full ones)
+	$(BENCH_PYTHON) benchmarks/store_read.py $(BENCH_WAY)
+	$(if $(BENCH_WAY),$(BIN)/stagebench demo-data resources/bench --clips 2)
+	$(BENCH_PYTHON) benchmarks/video.py $(if $(BENCH_WAY),--clips resources/bench/mp4/*/*.mp4 --seconds 4)
+	$(BENCH_PYTHON) benchmarks/events.py $(BENCH_WAY)
+	$(BENCH_PYTHON) benchmarks/events_store.py $(BENCH_WAY)
+	$(BENCH_PYTHON) benchmarks/extract.py $(BENCH_WAY)
+	$(BENCH_PYTHON) benchmarks/scale.py $(BENCH_WAY)
+	$(BENCH_PYTHON) benchmarks/prefetch.py $(BENCH_WAY)
+
 # The site's own environment: mkdocs is no part of what the pipeline needs.
 .docs-venv/.stamp: constraints.txt
 	$(PYTHON) -m venv .docs-venv
@@ -68,7 +88,7 @@ docs: .docs-venv/.stamp ## the documentation as a site, strict
 
 # Chromium is Debian's; where it is missing and apt may not be used, the tests say so and are skipped.
 test-browser: $(VENV)/.stamp ## the report in a real browser
-	command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
+	command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	$(BIN)/python -m pytest tests/browser -q -rs
 

@@ -184,7 +184,7 @@ def waterfall(study: Study) -> Any:
                 "from:Q",
                 scale=alt.Scale(type="log", nice=False),
                 axis=LOG_AXIS,
-                title="ratio to the reference, built up part by part (log)",
+                title="ratio, part by part (log)",
             ),
             x2="to:Q",
             y=alt.Y("part:N", sort=parts, title=None),

@@ -105,16 +105,19 @@ def _token_gaps(study: Study, timings: Path) -> pl.DataFrame:
 _CONFIG = {
     "background": None,
     "aria": False,
-    "font": "system-ui, sans-serif",
-    "axis": {"gridOpacity": 0.35, "labelLimit": 260},
+    "font": "Arial, Liberation Sans, Helvetica, sans-serif",
+    "axis": {"gridOpacity": 0.35, "labelLimit": 260, "labelOverlap": True, "labelSeparation": 8},
     "legend": {"orient": "bottom", "labelLimit": 260},
     "view": {"stroke": None},
 }
 
+_PADDING = {"left": 44, "right": 36, "top": 8, "bottom": 8}
+"""Room for labels where a reader's font is wider than the one that the chart was laid out with."""
+
 
 def _draw(chart: Any, name: str, results: Path) -> markupsafe.Markup:
     """Save a chart as SVG and PDF; the SVG with ids of its own, for several stand in one page."""
-    svg = vl_convert.vegalite_to_svg({**chart.to_dict(), "config": _CONFIG})
+    svg = vl_convert.vegalite_to_svg({**chart.to_dict(), "padding": _PADDING, "config": _CONFIG})
     folder = results / "figures"
     with atomic(folder / f"{name}.svg") as temporary:
         temporary.write_text(svg, encoding="utf-8")
