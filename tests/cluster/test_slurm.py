@@ -42,14 +42,34 @@ class Study:
 
     def start(self, *options: str) -> subprocess.Popen[str]:
         """Snakemake with profiles/slurm; what this toy cannot give (accounts, accounting, sixteen cores) is set otherwise."""
+        return self._start(
+            *("--profile", str(REPO / "profiles/slurm"), "--slurm-no-account", "--slurm-status-command", "squeue"),
+            *("--slurm-init-seconds-before-status-checks", "2", "--default-resources", "slurm_partition=cpu", "mem_mb=500", "runtime=10"),
+            *("--set-resources", "timing:slurm_partition=gpu", "verify:slurm_partition=gpu", "timing:mem_mb=1000", "verify:mem_mb=1000"),
+            *options,
+        )
+
+    def start_generic(self, *options: str) -> subprocess.Popen[str]:
+        """The same with profiles/generic, whose submit command is Slurm's."""
+        return self._start(
+            *("--profile", str(REPO / "profiles/generic"), "--cluster-generic-status-cmd", str(REPO / "profiles/generic/status.sh")),
+            *(*options, "--set-resources", "timing:mem_mb=1000", "timing:submit_options=--partition=gpu --gpus=1"),
+        )
+
+    def _start(self, *options: str) -> subprocess.Popen[str]:
         command = [
             *(sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile"), "--directory", str(self.folder), "--nocolor"),
-            *("--configfile", str(self.folder / "config.yaml"), "--profile", str(REPO / "profiles/slurm")),
-            *("--slurm-no-account", "--slurm-status-command", "squeue", "--slurm-init-seconds-before-status-checks", "2"),
-            *("--default-resources", "slurm_partition=cpu", "mem_mb=500", "runtime=10"),
-            *("--set-threads", "timing=1", "verify=1", "extract=1", "--set-resources", "timing:slurm_partition=gpu"),
-            *("verify:slurm_partition=gpu", "timing:mem_mb=1000", "verify:mem_mb=1000"),
-            *("--latency-wait", "5", *options),
+            *(
+                "--configfile",
+                str(self.folder / "config.yaml"),
+                "--set-threads",
+                "timing=1",
+                "verify=1",
+                "extract=1",
+                "--latency-wait",
+                "5",
+            ),
+            *options,
         ]
         path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
         env = {key: value for key, value in os.environ.items() if not key.startswith("SLURM")}
@@ -169,6 +189,21 @@ def test_a_preempted_job_is_requeued_and_goes_on_after_its_last_sample(done: Don
 
 def test_no_journal_is_left(done: Done) -> None:
     assert not list((done.study.results / "timings").rglob("*.journal*"))
+
+
+def test_another_scheduler_through_its_submit_command(done: Done, slurm: Slurm) -> None:
+    before, said = slurm.jobs(), done.study.tokens()
+    target = done.study.results / done.killed.output
+    target.unlink()
+    process = done.study.start_generic(str(target.relative_to(done.study.folder)))
+    try:
+        text = process.communicate(timeout=WAIT_S)[0]
+    finally:
+        process.kill()
+    assert process.returncode == 0, text[-6000:]
+    host = done.study.timings()[done.killed.output]["host"]
+    assert host["scheduler_job"] not in before and host["node"] == "g1" and host["cuda_visible_devices"] in ("0", "1")
+    assert done.study.tokens() == said, "the job that was retried said what one that ran through says"
 
 
 def _settings() -> dict[str, Any]:
