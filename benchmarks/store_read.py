@@ -3,8 +3,9 @@
     .venv/bin/python benchmarks/store_read.py                       # about 5 minutes, 2 GB of disk in --folder
     .venv/bin/python benchmarks/store_read.py --frames 8 --codecs none --rounds 60
 
-Clips of N frames of 1440x1080 RGB, read in random order from a warm page cache into memory that is there already; all ways
-interleaved in one run, medians. Pictures: frames of the real MP4s under STAGEBENCH_REAL_DATA, scaled, or smooth noise without it.
+Clips of N frames of 1440x1080 RGB (or, --resize, stored at the model's size), read in random order from a warm page cache into memory
+that is there already; all ways interleaved in one run, medians. Pictures: frames of the real MP4s under STAGEBENCH_REAL_DATA, scaled, or
+smooth noise without it.
 """
 
 from __future__ import annotations
@@ -77,7 +78,14 @@ def cold_ms(path: Path, shard: Shard, clips: Sequence[str], out: np.ndarray) -> 
     return statistics.median(times)
 
 
-def measure(folder: Path, codec: str, count: int, clips: int, rounds: int, pool: np.ndarray) -> str:
+def resized(pool: np.ndarray, edge: int) -> np.ndarray:
+    """As `cache.resize` stores it: shortest edge, bicubic."""
+    size = (round(WIDTH * edge / HEIGHT), edge)
+    return np.stack([np.asarray(Image.fromarray(f).resize(size, Image.Resampling.BICUBIC)) for f in pool])
+
+
+def measure(folder: Path, codec: str, count: int, clips: int, rounds: int, pool: np.ndarray, edge: int | None) -> str:
+    pool = pool if edge is None else resized(pool, edge)
     path = folder / f"{codec}-{count}.parquet"
     arrays = {f"clip/{i}": np.ascontiguousarray(np.roll(pool, i * 7, axis=2)[np.arange(i, i + count) % len(pool)]) for i in range(clips)}
     begin = time.perf_counter()
@@ -85,7 +93,7 @@ def measure(folder: Path, codec: str, count: int, clips: int, rounds: int, pool:
         for clip, array in arrays.items():
             writer.add(ClipRow.from_frames(clip, "d", array, pts=range(count), indices=range(count)))
     write_s = time.perf_counter() - begin
-    nbytes = count * HEIGHT * WIDTH * 3
+    nbytes = count * pool[0].nbytes
     out, copy = HostBuffer(nbytes).take(nbytes), HostBuffer(nbytes).take(nbytes)
     rng = random.Random(0)
     order = [rng.choice(list(arrays)) for _ in range(rounds)]
@@ -114,8 +122,9 @@ def measure(folder: Path, codec: str, count: int, clips: int, rounds: int, pool:
     size = path.stat().st_size
     path.unlink()
     total = nbytes * clips
-    return (
-        f"| {codec} | {count} | {got['memcpy']:.2f} | {got['shard']:.2f} | {got['shard'] / got['memcpy']:.2f} | "
+    about = f"| {codec} | {edge or '-'} | {count} | {nbytes / 1e6:.1f} | "
+    return about + (
+        f"{got['memcpy']:.2f} | {got['shard']:.2f} | {got['shard'] / got['memcpy']:.2f} | "
         f"{ordered['shard'] / ordered['memcpy']:.2f} | {got['pyarrow'] / got['memcpy']:.2f} | {cold:.1f} | {size / total:.3f} | "
         f"{total / write_s / 1e6:.0f} | {verify_s / clips * 1e3:.1f} ({size / verify_s / 1e9:.2f}) |"
     )
@@ -125,19 +134,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--frames", type=int, nargs="+", default=[1, 4, 8, 16, 32])
     parser.add_argument("--codecs", nargs="+", default=["none", "lz4", "zstd"])
+    parser.add_argument(
+        "--resize", type=int, nargs="+", default=[336], help="shortest edges stored, besides the clip's own; measured at 8 frames"
+    )
+    parser.add_argument("--quick", action="store_true", help="8 frames, codec none, few rounds")
     parser.add_argument("--rounds", type=int, default=40)
     parser.add_argument("--clips", type=int, default=8)
     parser.add_argument("--folder", help="where the shards are written; default: the temporary folder")
     arguments = parser.parse_args()
+    if arguments.quick:
+        arguments.frames, arguments.codecs, arguments.rounds, arguments.clips = [8], ["none"], 12, 4
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; pyarrow {pa.__version__}")
-    columns = "codec, frames, memcpy ms, shard ms, shard / memcpy, in order, pyarrow / memcpy, cold ms, size / raw, write MB/s, "
-    columns += "verify ms a clip (GB/s)"
+    columns = "codec, resize, frames, MB a clip, memcpy ms, shard ms, shard / memcpy, in order, pyarrow / memcpy, cold ms"
+    columns += ", size / raw, write MB/s, verify ms a clip (GB/s)"
     print("\n| " + columns.replace(", ", " | ") + " |\n" + "|---" * len(columns.split(", ")) + "|")
     pool = pictures(16)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
         for codec in arguments.codecs:
-            for count in arguments.frames:
-                print(measure(Path(folder), codec, count, arguments.clips, arguments.rounds, pool), flush=True)
+            for count, edge in [*((count, None) for count in arguments.frames), *((8, edge) for edge in arguments.resize)]:
+                print(measure(Path(folder), codec, count, arguments.clips, arguments.rounds, pool, edge), flush=True)
 
 
 if __name__ == "__main__":
