@@ -6,6 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 from factories import make_study
 
@@ -158,3 +159,28 @@ def test_one_model_and_null_columns_still_make_a_page(tmp_path: Path) -> None:
 def test_an_unmerged_folder_is_refused(tmp_path: Path) -> None:
     with pytest.raises(MergeError, match="Merge the study first"):
         write_report(tmp_path)
+
+
+def test_every_number_on_the_page_is_in_the_data(page: str, results: Path) -> None:
+    """Whatever the page prints in words, outside of figures (drawn from the same tables) and of the template's own text."""
+    import json
+    from importlib.resources import files
+
+    number = re.compile(r"(?<![\w.])\d+(?:\.\d+)?(?![\w]|\.\d)")
+    body = re.sub(r"<(svg|style|pre).*?</\1>", " ", page, flags=re.S)
+    shown = set(number.findall(html.unescape(re.sub(r"<[^>]*>", " ", body))))
+    known = set(number.findall((results / "summary.json").read_text()))
+    for path in (results / "tables").glob("*.parquet"):
+        table = read_table(path)
+        known |= {part for c in table.frame.columns for v in table.frame[c] for part in number.findall(cell(c, v))}
+        known |= set(number.findall(" ".join(table.notes)))
+    keys = pq.read_table(results / "timings.parquet", columns=["sample"])["sample"].unique().to_pylist()
+    known |= set(number.findall(" ".join(keys)))
+    summary = json.loads((results / "summary.json").read_text())
+    known |= {f"{100 * row[k]:.1f}" for row in summary["stages"] for k in row if k.endswith("_share") and row[k] is not None}
+    known |= {f"{100 * summary['config']['compare']['confidence']:g}"}
+    source = files("stagebench.report").joinpath("page.py").read_text(encoding="utf-8")
+    known |= set(number.findall(source[source.index("def _method") :]))  # the paragraph's own constants
+    known |= {str(n) for n in range(1, len(summary["warnings"]) + 1)}  # how many warnings of a code
+    assert len(shown) > 300
+    assert shown <= known, sorted(shown - known)
