@@ -1,5 +1,7 @@
 """Timing files of the plan, and no others, into one table of rows and the tables made from it."""
 
+TABLES = ("stages", "comparison", "load", "optimisations", "failures")
+
 
 rule merge:
     input:
@@ -9,11 +11,21 @@ rule merge:
         "<results>/timings.parquet",
         "<results>/summary.json",
         "<results>/legacy_results.json",
-        tables=expand(
+        expand(
             "<results>/tables/{table}.{suffix}",
-            table=("stages", "comparison", "load", "optimisations", "failures"),
-            suffix=("csv", "md", "tex", "parquet"),
+            table=TABLES,
+            suffix=("md", "tex", "parquet"),
         ),
+        # these stand in `snakemake --report`
+        *[
+            report(
+                f"<results>/tables/{table}.csv",
+                caption=f"captions/{table}.rst",
+                category="Tables",
+                labels={"table": table},
+            )
+            for table in TABLES
+        ],
     log:
         "<logs>/merge.log",
     benchmark:

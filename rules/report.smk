@@ -6,7 +6,19 @@ rule report:
         "<results>/timings.parquet",
         "<results>/summary.json",
     output:
-        "<results>/report.html",
+        report(
+            "<results>/report.html",
+            caption="captions/page.rst",
+            category="Report",
+            labels={"page": "report"},
+        ),
+        report(
+            directory("<results>/figures"),
+            patterns=["{figure}.svg"],
+            caption="captions/figures.rst",
+            category="Figures",
+            labels={"figure": "{figure}"},
+        ),
     log:
         "<logs>/report.log",
     benchmark:

@@ -179,3 +179,11 @@ def test_the_site_lists_every_page(repo: Path) -> None:
     listed = set(files(yaml.safe_load((repo / "mkdocs.yml").read_text())["nav"]))
     there = {posixpath.relpath(p.as_posix(), (repo / "docs").as_posix()) for p in (repo / "docs").rglob("*.md")}
     assert listed == there, listed ^ there
+
+
+def test_captions_of_the_workflow_report_exist(repo: Path) -> None:
+    text = "".join((repo / "rules" / name).read_text() for name in ("merge.smk", "report.smk"))
+    tables = re.search(r"TABLES = \((.*?)\)", text, flags=re.S)
+    assert tables is not None
+    named = {f"captions/{t}.rst" for t in re.findall(r'"(\w+)"', tables[1])} | set(re.findall(r'"(captions/\w+\.rst)"', text))
+    assert named == {f"captions/{p.name}" for p in (repo / "rules/captions").iterdir()}

@@ -38,6 +38,7 @@ def write_report(results: Path) -> Path:
     """
     results = Path(results)
     study = _read(results)
+    (results / "figures").mkdir(exist_ok=True)
     drawn = []
     for figure in (*FIGURES, *MACHINE_FIGURES):
         chart = figure.draw(study)
