@@ -22,7 +22,7 @@ $(VENV)/.stamp: constraints.txt pyproject.toml
 demo: $(VENV)/.stamp ## synthetic dataset, tiny models, tables and report
 	$(BIN)/stagebench demo --cores $(CORES)
 
-test: $(VENV)/.stamp lint unit workflow test-cluster ## all that CI runs
+test: $(VENV)/.stamp lint unit workflow ## all that CI runs
 
 lint: $(VENV)/.stamp ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff format --check .

@@ -136,11 +136,11 @@ def _plain(record: Any) -> dict[str, Any]:
 def _leaf(raw: Mapping[str, Any]) -> Leaf:
     from stagebench.dataset import Clip, Sample
 
-    clips = {}
+    clips: dict[str, Clip] = {}
     for clip in raw["clips"]:
-        files = {name: value if isinstance(value, str) else tuple(value) for name, value in clip["files"].items()}
-        rest = {name: tuple(value) if isinstance(value, list) else value for name, value in clip.items() if name != "files"}
-        clips[clip["key"]] = Clip(**{**rest, "files": files})
+        files: dict[str, Any] = {name: value if isinstance(value, str) else tuple(value) for name, value in clip["files"].items()}
+        rest: dict[str, Any] = {name: tuple(value) if isinstance(value, list) else value for name, value in clip.items() if name != "files"}
+        clips[clip["key"]] = Clip(**rest, files=files)
     return Leaf(clips, tuple(Sample(**sample) for sample in raw["samples"]), raw["digests"])
 
 

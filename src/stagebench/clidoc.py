@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import typer.main
@@ -28,14 +28,14 @@ def markdown() -> str:
 
 
 def _command(command: Any, name: str) -> Iterator[str]:
-    commands = getattr(command, "commands", None)
+    commands: Mapping[str, Any] | None = getattr(command, "commands", None)
     if name != "stagebench":
         yield f"## {name}\n"
         yield from _help(command.help or "")
     if commands is None:
         yield from _parameters(command, name)
-    for child in commands or ():
-        yield from _command(commands[child], f"{name} {child}")
+    for child, inner in (commands or {}).items():
+        yield from _command(inner, f"{name} {child}")
 
 
 def _help(text: str) -> Iterator[str]:
