@@ -6,8 +6,8 @@
     .venv/bin/python benchmarks/plan_scale.py --clips 1000000 --files # the same with two (tiny) files a clip on disk: 2 M inodes
 
 A study of three models (two on video, one on events). The clips of --jobs have files, their outputs are empty files made in the order
-of the workflow, with the records that Snakemake keeps of finished jobs, so that all its checks are made. CPU is user + system of the
-command and its children; time on a shared machine says little.
+of the workflow; --records adds what Snakemake notes of finished jobs, which its checks of params and inputs read. CPU is user + system of
+the command and its children; time on a shared machine says little.
 """
 
 from __future__ import annotations
@@ -111,7 +111,9 @@ from stagebench.plan import Plan
 plan = Plan.read(Path("results/scale/plan.json")); job = plan.jobs[0]
 keys = list(job.block.samples); plan.sample(job.dataset, keys[0])
 r = resource.getrusage(resource.RUSAGE_SELF)
-print(f"a job opens its plan: {r.ru_utime + r.ru_stime:.1f} s CPU with imports, {r.ru_maxrss/1024:.0f} MiB")
+# not ru_maxrss: that counts what the parent held when it started this process
+peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+print(f"a job opens its plan: {r.ru_utime + r.ru_stime:.1f} s CPU with imports, {peak/1024:.0f} MiB")
 """
 
 FINISH = """
@@ -119,7 +121,8 @@ import sys
 from pathlib import Path
 from stagebench.plan import Plan
 plan = Plan.read(Path("results/scale/plan.json"))
-paths = [f"cache/{s.name}.parquet" for s in plan.shards] + [f"results/scale/{p}" for p in (*plan.verify_paths, *(j.path for j in plan.jobs))]
+paths = [f"cache/{shard.name}.parquet" for shard in plan.shards]
+paths += [f"results/scale/{path}" for path in (*plan.verify_paths, *(job.path for job in plan.jobs))]
 for path in map(Path, paths):
     path.parent.mkdir(parents=True, exist_ok=True); path.touch()
 """
@@ -130,7 +133,7 @@ def snakemake(*options: str) -> list[str]:
     return [*base, "--cores", "2", "--resources", "gpu=1", *options]
 
 
-def dry_run(folder: Path) -> None:
+def dry_run(folder: Path, *, records: bool) -> None:
     """Finish the study without doing its work, then ask what there is to do."""
     python = [sys.executable, "-c"]
     print(measured([*python, PLAN], folder).text.strip())
@@ -143,7 +146,8 @@ def dry_run(folder: Path) -> None:
         path.touch()
     time.sleep(0.01)
     (results / "report.html").touch()
-    _records(folder)
+    if records:
+        _records(folder)
     cost = measured(snakemake("--dry-run"), folder)
     nothing = "Nothing to be done" in cost.text
     print(f"snakemake -n: {cost.cpu_s:.1f} s CPU, {cost.wall_s:.1f} s, {cost.peak_mib:.0f} MiB, nothing to do: {nothing}")
@@ -160,7 +164,9 @@ def _merged() -> list[str]:
 
 def _records(folder: Path) -> None:
     """The records of finished jobs, as `snakemake --touch` writes them."""
-    cost = measured(snakemake("--touch", "--forceall", "--quiet"), folder)
+    # with cores and GPUs for all, so that the scheduler is asked once
+    everywhere = ("--cores", "1000000", "--resources", "gpu=1000000", "--scheduler", "greedy")
+    cost = measured([*snakemake("--touch", "--forceall", "--quiet"), *everywhere], folder)
     print(
         f"(snakemake --touch, to have records of finished jobs: {cost.cpu_s:.0f} s CPU; {_count(folder / '.snakemake/metadata')} records)"
     )
@@ -180,6 +186,7 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, help="a finished study of about so many jobs, and a dry run of it")
     parser.add_argument("--clips", type=int, help="the plan of so many clips")
     parser.add_argument("--files", action="store_true", help="with --clips: write the clips' files too")
+    parser.add_argument("--records", action="store_true", help="with --jobs: have Snakemake's records of finished jobs too (slow to make)")
     parser.add_argument("--folder", type=Path, help="where; removed again (default: a temporary folder)")
     parser.add_argument("--keep", action="store_true", help="leave the folder")
     options = parser.parse_args()
@@ -188,7 +195,7 @@ def main() -> None:
     try:
         if options.jobs:
             write_study(folder, clips_for(options.jobs), files=True, **SETTINGS["jobs"])
-            dry_run(folder)
+            dry_run(folder, records=options.records)
         else:
             write_study(folder, options.clips or 1_000_000, files=options.files, **SETTINGS["clips"])
             for round_ in ("first", "second") if options.files else ("only",):
