@@ -32,7 +32,7 @@ def _command(command: Any, name: str) -> Iterator[str]:
     if name != "stagebench":
         yield f"## {name}\n"
         yield from _help(command.help or "")
-    if commands is None:
+    if not commands:
         yield from _parameters(command, name)
     for child, inner in (commands or {}).items():
         yield from _command(inner, f"{name} {child}")
