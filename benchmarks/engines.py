@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from engines_common import BEGAN, BUDGET, CONTEXTS, RESULTS, TABLE, attempt, say
 from engines_linears import environment, precompile, start_workers, tune
 from engines_report import write_report

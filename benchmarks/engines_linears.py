@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from engines_common import RESULTS, SHAPES, attempt, event_ms, graph_ms, out_of_time, row, say
 
 # --- 1 environment and ceilings -------------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import time
 from typing import Any
 
 import torch
+
 from engines_common import CONTEXTS, NEW, RESULTS, attempt, event_ms, out_of_time, row, say
 from engines_linears import linear_error
 from engines_step import Plain, build_model, fused_session, limit_ms, prompt_of, step_ms

@@ -6,6 +6,7 @@ import dataclasses
 from typing import Any
 
 import torch
+
 from engines_common import CONTEXTS, NEW, RESULTS, SHAPES, attempt, graph_ms, out_of_time, row, say
 from engines_linears import ATTENTION
 

@@ -14,8 +14,8 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from common import interleaved, machine, ratio, real_events, synthetic_events, table
 
+from common import interleaved, machine, ratio, real_events, synthetic_events, table
 from stagebench.render import event_frames, event_histogram, prepare, voxel_grid
 from stagebench.sources.events import Events
 

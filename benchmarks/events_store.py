@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from common import interleaved, machine, ratio, real_events, synthetic_events, table
 from pyarrow import feather
 
+from common import interleaved, machine, ratio, real_events, synthetic_events, table
 from stagebench.sources.events import Events, read_events, to_source_dict
 from stagebench.store import ClipRow, Shard, ShardWriter
 

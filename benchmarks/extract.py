@@ -21,12 +21,11 @@ import time
 from pathlib import Path
 
 from common import machine, table
-from video import make_clip
-
 from stagebench.config import load_config
 from stagebench.extract import extract_shard
 from stagebench.plan import build_plan
 from stagebench.sources.video import read_frames
+from video import make_clip
 
 
 def dataset(root: Path, source: Path, clips: int) -> None:

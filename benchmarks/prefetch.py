@@ -16,15 +16,15 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from common import machine, table
-from video import make_clip
 
+from common import machine, table
 from stagebench import engines
 from stagebench.config import RepeatsConfig
 from stagebench.models import registry
 from stagebench.models.base import ModelSpec
 from stagebench.session import Settings, Subject, Task, time_samples
 from stagebench.sources.video import read_frames
+from video import make_clip
 
 
 class Live:

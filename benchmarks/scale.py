@@ -24,8 +24,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from common import machine, table
 
+from common import machine, table
 from stagebench.config import load_config
 from stagebench.extract import extract_shard
 from stagebench.plan import build_plan

@@ -22,8 +22,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from engines_common import BEGAN, BUDGET, RESULTS, TABLE, attempt, event_ms, out_of_time, row, say
 
+from engines_common import BEGAN, BUDGET, RESULTS, TABLE, attempt, event_ms, out_of_time, row, say
 from stagebench.engines import create
 from stagebench.engines.quality import compare_logits
 from stagebench.engines.scoring import forced_logits, greedy_answer

@@ -52,7 +52,6 @@ def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
         return Path(given)
     from factories import make_study
     from pictures import write_pictures
-
     from stagebench.merge import merge
     from stagebench.report import write_report
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from clip_study import write_dataset
 
+from clip_study import write_dataset
 from stagebench.config import Config, load_config
 
 KILLABLE = """

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from factories import make_study
 
+from factories import make_study
 from reliability.conftest import small
 from stagebench._gather import atomic
 from stagebench.errors import MergeError, PlanError, StagebenchError, StoreError, TimingError

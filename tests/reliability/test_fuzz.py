@@ -4,11 +4,11 @@ import logging
 import random
 
 import pytest
-from fuzz.mutate import changed_bytes, changed_value
-from fuzz.readers import CONFIG, READERS, Broken, Reader
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fuzz.mutate import changed_bytes, changed_value
+from fuzz.readers import CONFIG, READERS, Broken, Reader
 from stagebench.errors import StoreError
 
 EXAMPLES = {"npy": 400, "index": 400, "shard": 150, "config": 300, "results": 100}

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
 from attacks.result_files import ATTACKS
 from factories import make_study, study_metadata
-
 from stagebench._validity import read_verifications
 from stagebench.cache import usage
 from stagebench.compare import compare_results

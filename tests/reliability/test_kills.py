@@ -10,8 +10,8 @@ from pathlib import Path
 
 import polars as pl
 import yaml
-from reliability.conftest import Killable, small
 
+from reliability.conftest import Killable, small
 from stagebench.extract import extract_shard
 from stagebench.plan import build_plan
 from stagebench.store import Shard

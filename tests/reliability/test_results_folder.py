@@ -10,8 +10,8 @@ from pathlib import Path
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
-from reliability.conftest import small
 
+from reliability.conftest import small
 from stagebench._ownership import Ownership
 from stagebench.errors import BusyError, MergeError
 from stagebench.merge import merge

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from attacks.h5_files import recording
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from attacks.h5_files import recording
 from stagebench.building import from_dsec, from_video, parse_duration
 from stagebench.building._clips import clip_files, windows
 from stagebench.config import load_config

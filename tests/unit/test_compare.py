@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import config, make_study
 
+from factories import config, make_study
 from stagebench.compare import compare_results, exit_code
 from stagebench.errors import MergeError
 from stagebench.merge import merge

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import make_study
 from rich.console import Console
 
+from factories import make_study
 from stagebench import console as module
 from stagebench.merge import merge
 

@@ -5,10 +5,10 @@ import os
 from hashlib import blake2b
 
 import pytest
-from attacks.index_files import PATHS, QUESTION, TEXTS, entry, index
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attacks.index_files import PATHS, QUESTION, TEXTS, entry, index
 from stagebench import _index
 from stagebench.config import DatasetConfig
 from stagebench.dataset import load_dataset, resolve

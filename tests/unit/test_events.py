@@ -4,11 +4,11 @@ import importlib
 
 import numpy as np
 import pytest
-from attacks import h5_files
-from attacks.npy_files import columns, pickled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attacks import h5_files
+from attacks.npy_files import columns, pickled
 from stagebench.errors import CorruptClipError, ShortClipError, SourceError, StagebenchError
 from stagebench.sources import _dsec
 from stagebench.sources.events import Events, read_events, to_source_dict

@@ -14,9 +14,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clip_study import Study, planner, write_events, write_mp4
 from PIL import Image
 
+from clip_study import Study, planner, write_events, write_mp4
 from stagebench import _reading
 from stagebench import extract as module
 from stagebench.config import load_config

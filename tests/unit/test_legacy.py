@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from factories import config, job_metadata, make_study
 
+from factories import config, job_metadata, make_study
 from stagebench.legacy import dated_name, prefixes
 from stagebench.merge import merge
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from clip_study import Study, planner, write_mp4
 
+from clip_study import Study, planner, write_mp4
 from stagebench.errors import ChecksumError, PlanError, SourceError, StoreError
 from stagebench.extract import extract_shard, read_clip
 from stagebench.loading import open_loader

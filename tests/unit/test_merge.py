@@ -10,8 +10,8 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 import yaml
-from factories import FakePlan, config, job_metadata, make_rows, make_study, study_metadata, write_rows
 
+from factories import FakePlan, config, job_metadata, make_rows, make_study, study_metadata, write_rows
 from stagebench.errors import MergeError
 from stagebench.merge import merge
 from stagebench.rows import SCHEMA

@@ -8,8 +8,8 @@ from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from factories import make_study
 
+from factories import make_study
 from stagebench.errors import MergeError
 from stagebench.merge import merge
 from stagebench.report import write_report

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from clip_study import write_mp4
 
+from clip_study import write_mp4
 from stagebench import extract as module
 from stagebench.config import load_config
 from stagebench.extract import extract_shard

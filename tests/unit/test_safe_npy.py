@@ -6,11 +6,11 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from attacks import npy_files
-from attacks.npy_files import ATTACKS, CANARY, GARBLED, columns, npy, pickled
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from attacks import npy_files
+from attacks.npy_files import ATTACKS, CANARY, GARBLED, columns, npy, pickled
 from stagebench.errors import CorruptClipError, SourceError, UnsafeFileError
 from stagebench.sources import safe_npy
 from stagebench.sources.safe_npy import load_array, load_events_dict

@@ -7,10 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from factories import make_study
-from pictures import write_pictures
 from PIL import Image
 
+from factories import make_study
+from pictures import write_pictures
 from stagebench.merge import merge
 from stagebench.report import write_report
 from stagebench.thumbnails import _choose, _small, _spread

@@ -11,8 +11,8 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
-import video_corpus as corpus
 
+import video_corpus as corpus
 from stagebench.errors import RefusedClipError, ShortClipError, SourceError
 from stagebench.sources import _fast, _full, _request
 from stagebench.sources.frames import pick

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import video_corpus as corpus
 
+import video_corpus as corpus
 from stagebench.errors import CorruptClipError, NoVideoError, SourceError, TooLargeError, TruncatedClipError
 from stagebench.sources import _fast, _full, _request
 from stagebench.sources.video import LIMITS, Limits, read_frames
