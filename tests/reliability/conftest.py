@@ -1,5 +1,6 @@
 """What the reliability tests share: a small study, a small full disk, and processes that can be killed at any moment."""
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -51,7 +52,8 @@ class Killable:
         elif seconds is not None:
             time.sleep(seconds)
         if until is not None or seconds is not None:
-            os.kill(pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # it was done before its time
+                os.kill(pid, signal.SIGKILL)
         return int(self._line())
 
     def _line(self) -> str:
