@@ -1,6 +1,7 @@
 """verify passes for the three models and fails for each wrong way to cut one."""
 
 import json
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 import torch
 
+from stagebench import verify
 from stagebench.errors import VerifyError
 from stagebench.models.base import Adapter, Features, Inputs, ModelSpec, Prompt
+from stagebench.models.hooks import VisionTimingHooks
 from stagebench.models.registry import create
 from stagebench.verify import VerifyReport, read_report, verify_model
 
@@ -104,6 +107,26 @@ def test_an_encoder_called_again_in_decode_is_caught(name: str) -> None:
     adapter.merge = encode_again  # type: ignore[method-assign]
     report = report_of(adapter, name)
     assert {"one encoder call", "features reused"} <= failed(report)
+
+
+def test_hooks_that_cost_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Timing hooks that slow the tower by 3 ms would be charged to encode wherever they are on."""
+
+    class Slow(VisionTimingHooks):
+        def register_hooks(self) -> None:
+            super().register_hooks()
+            self._slow = adapter.vision_module().register_forward_pre_hook(lambda *_: time.sleep(0.003))
+
+        def unregister_hooks(self) -> None:
+            super().unregister_hooks()
+            if hasattr(self, "_slow"):
+                self._slow.remove()
+
+    adapter = adapter_of("llava")
+    monkeypatch.setattr(verify, "VisionTimingHooks", Slow)
+    monkeypatch.setattr(verify, "HOOKS_SECONDS", 1.0)
+    found = next(c for c in report_of(adapter, "llava").checks if c.name == "hooks cost nothing")
+    assert not found.passed and "with hooks" in found.detail
 
 
 def test_features_changed_in_place_are_caught() -> None:
