@@ -22,7 +22,7 @@ from torch import nn
 from stagebench import engines
 from stagebench.errors import SourceError, StagebenchError, VerifyError
 from stagebench.models.base import Adapter, Decoding, Features, Inputs, Tokens
-from stagebench.models.hooks import VisionTimingHooks
+from stagebench.models.hooks import EncoderCounter, VisionTimingHooks
 from stagebench.models.ties import LOGIT_TOLERANCE, first_divergence
 from stagebench.stages import StageClock
 
@@ -178,11 +178,12 @@ def _tokens_equal(s: _Subject) -> tuple[bool, str]:
 
 
 def _one_encoder_call(s: _Subject) -> tuple[bool, str]:
-    with _calls(s.adapter.vision_module()) as count:
+    with EncoderCounter(s.adapter.vision_module()) as counter:
+        counter.enter("encode")
         features = s.adapter.encode(s.inputs)
-        in_encode = count[0]
+        counter.enter("after")
         s.decode(features)
-    after = count[0] - in_encode
+    in_encode, after = counter.count("encode"), counter.outside_encode
     return in_encode == 1 and after == 0, f"{in_encode} in encode, {after} after it (expected 1 and 0)"
 
 
@@ -307,20 +308,6 @@ _CHECKS = {
     "hooks cost nothing": _hooks_free,
     "instrumentation changes nothing": _instrumentation_free,
 }
-
-
-@contextmanager
-def _calls(module: nn.Module) -> Iterator[list[int]]:
-    count = [0]
-
-    def counted(*_: Any) -> None:
-        count[0] += 1
-
-    handle = module.register_forward_pre_hook(counted)
-    try:
-        yield count
-    finally:
-        handle.remove()
 
 
 @contextmanager
