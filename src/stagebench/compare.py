@@ -15,11 +15,11 @@ from typing import Any
 
 import polars as pl
 
-from stagebench._analysis import SETTINGS, Group, groups
-from stagebench._comparison import paired, ratio_row
-from stagebench._gather import difference
 from stagebench.config import Config
 from stagebench.errors import MergeError, StagebenchError
+from stagebench.merge.analysis import SETTINGS, Group, groups
+from stagebench.merge.comparison import paired, ratio_row
+from stagebench.merge.gather import difference
 
 __all__ = ["Outcome", "compare_results", "exit_code"]
 

@@ -16,6 +16,9 @@ from filelock import FileLock, Timeout
 
 __all__ = ["MISSING", "UNREADABLE", "DigestIndex", "Progress", "combine"]
 
+from stagebench.errors import PlanError
+from stagebench.files import whole_file
+
 log = logging.getLogger(__name__)
 
 MISSING = "missing"
@@ -139,15 +142,11 @@ class DigestIndex:
         columns = {name: [getattr(row, name) for row in rows] for name in _Stamp._fields}
         columns |= {"digest": [self._known[row] for row in rows], "seen": [self._seen[row] for row in rows]}
         table = pl.DataFrame(columns).to_arrow()  # pa.array would import pandas
-        temporary = self.path.with_name(f".{self.path.name}.{os.getpid()}")
         try:
-            pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
-            with temporary.open("rb") as handle:
-                os.fsync(handle.fileno())
-            temporary.replace(self.path)
-        except OSError as error:
-            log.warning("%s: cannot be written (%s); the files are hashed again next time", self.path, error)
-            temporary.unlink(missing_ok=True)
+            with whole_file(self.path, PlanError, "The files are hashed again next time.") as temporary:
+                pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
+        except PlanError as error:
+            log.warning("%s", error)
 
 
 def combine(digests: Mapping[str, str], *, strip: str = "") -> str:

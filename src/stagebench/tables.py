@@ -18,8 +18,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagebench._gather import atomic
 from stagebench.errors import MergeError
+from stagebench.files import whole_file
 
 __all__ = ["Table", "build_table", "cell", "read_table", "render_latex", "render_markdown", "round_value", "write_table"]
 
@@ -150,12 +150,12 @@ def write_table(table: Table, folder: Path, header: Sequence[str], verdict: str)
     frame = table.frame.select(pl.lit(verdict).alias("study_verdict"), pl.all()) if len(table.frame) else table.frame
     texts = {"csv": frame.write_csv(), "md": render_markdown(table, header), "tex": render_latex(table, header)}
     for suffix, text in texts.items():
-        with atomic(paths[suffix]) as temporary:
+        with whole_file(paths[suffix], MergeError) as temporary:
             temporary.write_text(text, encoding="utf-8", newline="")
     arrow: pa.Table = frame.to_arrow()
     metadata = {"stagebench.verdict": "\n".join(header), "stagebench.notes": json.dumps(table.notes)}
     metadata |= {"stagebench.title": table.title, "stagebench.views": json.dumps(table.views)}
-    with atomic(paths["parquet"]) as temporary:
+    with whole_file(paths["parquet"], MergeError) as temporary:
         pq.write_table(arrow.replace_schema_metadata(metadata), temporary, compression="zstd")
     return paths
 

@@ -16,8 +16,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagebench._gather import atomic
-from stagebench.errors import StagebenchError
+from stagebench.errors import MergeError, StagebenchError
+from stagebench.files import whole_file
 
 if TYPE_CHECKING:
     from stagebench.plan import Plan
@@ -68,7 +68,7 @@ def write_samples(plan: Plan, results: Path, cache: Path) -> Path | None:
     seen: dict[tuple[Any, ...], dict[str, Any]] = {}
     for row in rows:
         seen.setdefault(tuple(row[k] for k in ("dataset", "sample", "kind", "position")), row)
-    with atomic(path) as temporary:
+    with whole_file(path, MergeError) as temporary:
         pq.write_table(pa.Table.from_pylist(list(seen.values()), schema=_SCHEMA), temporary, compression="none")
     return path
 

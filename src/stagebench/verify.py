@@ -21,6 +21,7 @@ from torch import nn
 
 from stagebench import engines
 from stagebench.errors import SourceError, StagebenchError, VerifyError
+from stagebench.files import whole_file
 from stagebench.models.base import Adapter, Decoding, Features, Inputs, Tokens
 from stagebench.models.hooks import EncoderCounter, VisionTimingHooks
 from stagebench.models.ties import LOGIT_TOLERANCE, first_divergence
@@ -70,11 +71,9 @@ class VerifyReport:
 
     def write(self, path: Path) -> None:
         """JSON: {model, passed, weights, dtype, device, checks: [{name, passed, detail}]}."""
-        path.parent.mkdir(parents=True, exist_ok=True)
         body = {**asdict(self), "passed": self.passed}
-        temporary = path.with_name(f".{path.name}.tmp")
-        temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-        temporary.replace(path)
+        with whole_file(path, VerifyError) as temporary:
+            temporary.write_text(json.dumps(body, indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
     def raise_if_failed(self) -> None:
         """Raises VerifyError that names every failed check."""

@@ -338,8 +338,9 @@ def _make_results(rng: random.Random) -> bytes:
 
 
 def _read_results(data: bytes) -> object:
-    from stagebench import _gather, _validity
     from stagebench.compare import _summary
+    from stagebench.merge import gather as _gather
+    from stagebench.merge import validity as _validity
     from stagebench.session.journal import Journal
 
     kind, data = data[:1], data[1:]

@@ -8,8 +8,8 @@ import pytest
 
 from factories import make_study
 from reliability.conftest import small
-from stagebench._gather import atomic
 from stagebench.errors import MergeError, PlanError, StagebenchError, StoreError, TimingError
+from stagebench.files import whole_file
 from stagebench.merge import merge
 from stagebench.plan import build_plan
 from stagebench.session.journal import Journal
@@ -49,7 +49,7 @@ def rows(folder: Path) -> None:
 
 
 def merged(folder: Path) -> None:
-    with atomic(folder / "m.parquet") as temporary:
+    with whole_file(folder / "m.parquet", MergeError) as temporary:
         temporary.write_bytes(bytes(200_000))
 
 

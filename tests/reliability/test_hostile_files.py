@@ -8,11 +8,11 @@ import pytest
 
 from attacks.result_files import ATTACKS
 from factories import make_study, study_metadata
-from stagebench._validity import read_verifications
 from stagebench.cache import usage
 from stagebench.compare import compare_results
 from stagebench.config import load_config
 from stagebench.errors import ConfigError, MergeError, ModelError, PlanError, StagebenchError, StoreError
+from stagebench.merge.validity import read_verifications
 from stagebench.models._weights import checkpoint_folder
 from stagebench.plan import Plan
 from stagebench.report import write_report

@@ -9,8 +9,9 @@ ORDER = [
     ("__main__", "cli", "clidoc"),
     ("scripting", "standalone", "console", "doctor"),
     ("report",),
-    ("merge", "tables", "legacy", "thumbnails"),
     ("compare",),
+    ("merge",),
+    ("tables", "thumbnails"),
     ("verify",),
     ("session",),
     ("engines",),
@@ -29,6 +30,7 @@ ORDER = [
     ("rows",),
     ("stages",),
     ("config",),
+    ("files",),
     ("errors",),
 ]
 """From the top to the bottom, as ARCHITECTURE.md draws it. A private module `_x_y` or `x_y` belongs to the room whose files import it."""

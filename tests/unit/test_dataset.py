@@ -9,8 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from attacks.index_files import PATHS, QUESTION, TEXTS, entry, index
-from stagebench import _index
 from stagebench.config import DatasetConfig
+from stagebench.dataset import index as _index
 from stagebench.dataset import load_dataset, resolve
 from stagebench.errors import ConfigError, DatasetError, UnsafePathError
 

@@ -6,11 +6,11 @@ import av
 import numpy as np
 import pytest
 
-from stagebench import demo
-from stagebench._scene import EventCamera, Scene
 from stagebench.config import DatasetConfig
 from stagebench.dataset import load_dataset
 from stagebench.demo import INDEX, write_demo
+from stagebench.demo import dataset as demo
+from stagebench.demo.scene import EventCamera, Scene
 from stagebench.errors import ConfigError, DatasetError
 from stagebench.sources.events import read_events
 
@@ -98,7 +98,7 @@ def test_interrupted_writing_leaves_no_index_and_no_scrap(tmp_path, made, monkey
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(demo.np, "save", fail)
-    with pytest.raises(OSError, match="No space"):
+    with pytest.raises(DatasetError, match="No space"):
         write_demo(tmp_path, **SMALL)
     left = set(state(tmp_path))
     assert left == {"demo.json", "mp4/demo_00_a/000000.mp4"}

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from factories import config, job_metadata, make_study
-from stagebench.legacy import dated_name, prefixes
 from stagebench.merge import merge
+from stagebench.merge.legacy import dated_name, prefixes
 
 
 def entries(results: Path) -> list[dict[str, Any]]:

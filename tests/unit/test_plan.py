@@ -10,10 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stagebench import _plan_trie as trie
 from stagebench.config import Config, load_config
 from stagebench.errors import PlanError
-from stagebench.plan import SHARD_FORMAT, Plan, build_plan, extraction_spec
+from stagebench.plan import SHARD_FORMAT, Plan, build_plan, extraction_spec, trie
 
 MODELS = {
     "eventgpt": {"adapter": "eventgpt", "input": "events", "weights": "dummy:0", "preset": "tiny"},
@@ -461,7 +460,7 @@ def test_an_axis_or_key_that_a_later_version_adds_renames_and_reruns_nothing(
         variants: Later = Later()
         models: dict[str, Model]  # type: ignore[assignment]
 
-    monkeypatch.setattr("stagebench._plan_specs.VariantsConfig", Later)
+    monkeypatch.setattr("stagebench.plan.specs.VariantsConfig", Later)
     raw = config(data).model_dump(mode="json", exclude_defaults=True)
     after = build_plan(Whole.model_validate(raw), tmp_path / "cache")
     after.__dict__["config"] = Whole.model_validate(raw)

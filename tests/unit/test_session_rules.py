@@ -254,7 +254,7 @@ class TestOutput:
         def full(fd):
             raise OSError(28, "No space left on device")
 
-        monkeypatch.setattr("stagebench.session.output.os.fsync", full)
+        monkeypatch.setattr("stagebench.files.os.fsync", full)
         with pytest.raises(TimingError, match=r"No space left.*journal"):
             write_rows(tmp_path / "a.parquet", [row(0)], self.META)
         assert list(tmp_path.iterdir()) == []

@@ -10,8 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from stagebench import _plan_trie as trie
-from stagebench.plan import Plan
+from stagebench.plan import Plan, trie
 
 from .conftest import MODELS, REPO, Run, Study
 
@@ -232,7 +231,7 @@ def test_warmup(study: Study) -> None:
 
 
 def test_a_new_shard_format(study: Study) -> None:
-    run = study.run("--dry-run", prelude="import stagebench._plan_specs as s; s.SHARD_FORMAT = 99")
+    run = study.run("--dry-run", prelude="import stagebench.plan.specs as s; s.SHARD_FORMAT = 99")
     assert len(extracted(run)) == 2 * len(read_plan(study).datasets["demo"].leaves)
     assert (timed(run), others(run)) == (sorted(MODELS), SUMMED)
 

@@ -4,7 +4,7 @@ import json
 import os
 from pathlib import Path
 
-from stagebench import _plan_trie as trie
+from stagebench.plan import trie
 
 from .conftest import Run, Study
 from .test_reruns import INDEX, SUMMED, clip_keys, extracted, others, read_plan, timed

@@ -6,7 +6,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -16,6 +15,7 @@ import numpy as np
 
 from stagebench.demo import INDEX, QUESTION
 from stagebench.errors import ConfigError, DatasetError
+from stagebench.files import whole_file
 
 __all__ = ["Encoder", "claim", "duration_label", "parse_duration", "save_events", "windows", "write_index", "write_text"]
 
@@ -99,7 +99,7 @@ def clip_files(root: Path, name: str) -> tuple[Path, Path]:
 def save_events(path: Path, columns: Mapping[str, np.ndarray]) -> None:
     """A 0-d object array that holds the dict, as published; whole or not there."""
     content = np.array(dict(columns), dtype=object)
-    with whole(path) as temporary, temporary.open("wb") as handle:
+    with whole_file(path, DatasetError) as temporary, temporary.open("wb") as handle:
         np.save(handle, content, allow_pickle=True)
 
 
@@ -154,19 +154,7 @@ class Encoder:
         self.close(keep=kind is None)
 
 
-@contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A temporary name beside `path` that becomes it when the block ends well."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
 def write_text(path: Path, text: str) -> None:
     """A small file, whole or not there."""
-    with whole(path) as temporary:
+    with whole_file(path, DatasetError) as temporary:
         temporary.write_text(text, encoding="utf-8")

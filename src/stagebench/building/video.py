@@ -17,8 +17,8 @@ from zlib import crc32
 
 import numpy as np
 
-from stagebench._scene import EventCamera
 from stagebench.building._clips import Encoder, claim, clip_files, save_events, windows, write_index, write_text
+from stagebench.demo.scene import EventCamera
 from stagebench.errors import ConfigError, DatasetError, SourceError
 
 __all__ = ["from_video"]

@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagebench._analysis import CAPPED_POOL, Group
+from stagebench.merge.analysis import CAPPED_POOL, Group
 from stagebench.thumbnails import FILE
 
 __all__ = ["answers"]

@@ -13,9 +13,9 @@ import markupsafe
 import polars as pl
 import vl_convert
 
-from stagebench._analysis import groups
-from stagebench._gather import atomic
 from stagebench.errors import MergeError
+from stagebench.files import whole_file
+from stagebench.merge.analysis import groups
 from stagebench.report.answers import answers
 from stagebench.report.figures import FIGURES, Study
 from stagebench.report.machine_figures import MACHINE_FIGURES
@@ -60,7 +60,7 @@ def write_report(results: Path) -> Path:
         machines=[(name, json.dumps(found, indent=2, sort_keys=True)) for name, found in sorted(study.summary["machines"].items())],
     )
     path = results / "report.html"
-    with atomic(path) as temporary:
+    with whole_file(path, MergeError) as temporary:
         temporary.write_text(html, encoding="utf-8")
     log.info("report: %s", path)
     return path
@@ -120,9 +120,9 @@ def _draw(chart: Any, name: str, results: Path) -> markupsafe.Markup:
     """Save a chart as SVG and PDF; the SVG with ids of its own, for several stand in one page."""
     svg = vl_convert.vegalite_to_svg({**chart.to_dict(), "padding": _PADDING, "config": _CONFIG})
     folder = results / "figures"
-    with atomic(folder / f"{name}.svg") as temporary:
+    with whole_file(folder / f"{name}.svg", MergeError) as temporary:
         temporary.write_text(svg, encoding="utf-8")
-    with atomic(folder / f"{name}.pdf") as temporary:
+    with whole_file(folder / f"{name}.pdf", MergeError) as temporary:
         temporary.write_bytes(vl_convert.svg_to_pdf(svg))
     svg = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', svg)
     svg = re.sub(r"url\(#([^)]+)\)", rf"url(#{name}-\1)", svg)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from stagebench.errors import TimingError
+from stagebench.files import whole_file
 from stagebench.rows import SCHEMA
 
 __all__ = ["read_metadata", "write_rows"]
@@ -25,32 +25,11 @@ def write_rows(path: Path, rows: Sequence[Mapping[str, Any]], metadata: Mapping[
     """
     encoded = {f"stagebench.{name}": json.dumps(value, sort_keys=True, allow_nan=False) for name, value in metadata.items()}
     table = pa.Table.from_pylist([dict(row) for row in rows], schema=SCHEMA.with_metadata(encoded))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        with temporary.open("wb") as file:
-            pq.write_table(table, file, compression="zstd", write_page_checksum=True)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-        _sync_folder(path.parent)
-    except OSError as error:
-        raise TimingError(
-            f"{path}: cannot be written ({error.strerror or error}). Make room and run the job again: its journal holds all rows."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, TimingError, "Make room and run the job again: its journal holds all rows.") as temporary:
+        pq.write_table(table, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_metadata(path: Path) -> dict[str, Any]:
     """`job`, `study` and `machine` of a timing file. Raises OSError, ValueError or KeyError for a file that is none."""
     found = pq.read_schema(path).metadata or {}
     return {name: json.loads(found[f"stagebench.{name}".encode()]) for name in ("job", "study", "machine")}
-
-
-def _sync_folder(folder: Path) -> None:
-    fd = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)

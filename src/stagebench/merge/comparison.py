@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from stagebench._analysis import METRICS, SETTINGS, Group
 from stagebench.config import Config
+from stagebench.merge.analysis import METRICS, SETTINGS, Group
 from stagebench.stages import STAGES
 from stagebench.stats import PARTS, acceptance, decompose, paired_ratio, quantile, speculative_speedup
 

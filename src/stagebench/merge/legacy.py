@@ -18,9 +18,11 @@ from typing import Any
 
 import polars as pl
 
-from stagebench._analysis import CAPPED_POOL, Group
-from stagebench._gather import JobFile, atomic
 from stagebench.config import Config
+from stagebench.errors import MergeError
+from stagebench.files import whole_file
+from stagebench.merge.analysis import CAPPED_POOL, Group
+from stagebench.merge.gather import JobFile
 from stagebench.stages import STAGES, VIEWS
 from stagebench.stats import acceptance, speculative_speedup
 
@@ -173,5 +175,5 @@ def write_legacy(results: Path, entries: Mapping[str, Sequence[Mapping[str, Any]
 
 
 def _write(path: Path, value: Any) -> None:
-    with atomic(path) as temporary:
+    with whole_file(path, MergeError) as temporary:
         temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

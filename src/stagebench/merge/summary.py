@@ -10,9 +10,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from stagebench._gather import Gathered, atomic
-from stagebench._validity import StudyVerdict
 from stagebench.config import Config
+from stagebench.errors import MergeError
+from stagebench.files import whole_file
+from stagebench.merge.gather import Gathered
+from stagebench.merge.validity import StudyVerdict
 from stagebench.rows import FORMAT_VERSION
 from stagebench.tables import Table, round_value
 
@@ -103,5 +105,5 @@ def build_summary(
 
 
 def write_summary(path: Path, summary: Mapping[str, Any]) -> None:
-    with atomic(path) as temporary:
+    with whole_file(path, MergeError) as temporary:
         temporary.write_text(json.dumps(summary, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")

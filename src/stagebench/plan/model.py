@@ -8,9 +8,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, overload
 
-from stagebench import _plan_trie as trie
-from stagebench._plan_specs import Variant
 from stagebench.errors import PlanError
+from stagebench.plan import trie
+from stagebench.plan.specs import Variant
 
 if TYPE_CHECKING:
     from stagebench.dataset import Clip, Sample

@@ -6,15 +6,15 @@ It exercises every part of the pipeline that real data does, on a machine with n
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
-from stagebench._scene import EventCamera, Scene
+from stagebench.demo.scene import EventCamera, Scene
 from stagebench.errors import ConfigError, DatasetError
+from stagebench.files import whole_file
 
 __all__ = ["INDEX", "QUESTION", "write_demo"]
 
@@ -140,14 +140,5 @@ def _encode(handle: BinaryIO, scene: Scene, begin: float, seconds: float) -> Non
 
 
 def _write(path: Path, fill: Callable[[BinaryIO], Any]) -> None:
-    """Write a file under a temporary name beside its own, then rename: under its name it is whole or not there."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w+b") as handle:
-            fill(handle)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, DatasetError) as temporary, temporary.open("w+b") as handle:
+        fill(handle)

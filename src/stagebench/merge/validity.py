@@ -10,8 +10,8 @@ from typing import Any
 
 import polars as pl
 
-from stagebench._analysis import CAPPED_POOL, Group
 from stagebench.config import Config
+from stagebench.merge.analysis import CAPPED_POOL, Group
 from stagebench.rows import Code, Status
 
 __all__ = ["Finding", "StudyVerdict", "failure_rows", "judge", "read_verifications"]

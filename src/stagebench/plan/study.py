@@ -14,32 +14,19 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagebench import _plan_trie as trie
-from stagebench._plan_build import build_head, timing_settings
-from stagebench._plan_file import read_head, register, write_plan
-from stagebench._plan_model import BlockPlan, DatasetPlan, KeyList, Leaf, ShardPlan, TimingJob
-from stagebench._plan_specs import LIVE, SHARD_FORMAT, Kind, Variant, extraction_spec, origin
 from stagebench.config import Config, canonical, load_config
 from stagebench.digests import DigestIndex, Progress
 from stagebench.errors import PlanError
+from stagebench.plan import trie
+from stagebench.plan.build import build_head, timing_settings
+from stagebench.plan.file import read_head, register, write_plan
+from stagebench.plan.model import BlockPlan, DatasetPlan, KeyList, Leaf, ShardPlan, TimingJob
+from stagebench.plan.specs import LIVE, Variant, origin
 
 if TYPE_CHECKING:
     from stagebench.dataset import Clip, Sample
 
-__all__ = [
-    "SHARD_FORMAT",
-    "BlockPlan",
-    "DatasetPlan",
-    "Kind",
-    "Leaf",
-    "Plan",
-    "ShardPlan",
-    "TimingJob",
-    "Variant",
-    "build_plan",
-    "extraction_spec",
-    "origin",
-]
+__all__ = ["Plan", "build_plan"]
 
 _AGAIN = "The plan has changed since this job was made: run snakemake again."
 VERIFY_SAMPLES = 8

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -19,10 +17,11 @@ import pyarrow.parquet as pq
 
 from stagebench.config import Config, canonical
 from stagebench.errors import MergeError
+from stagebench.files import whole_file
 from stagebench.machine import ANCHOR_BOUND
 from stagebench.rows import SCHEMA, Code, Status
 
-__all__ = ["MERGED_SCHEMA", "Gathered", "JobFile", "PlanLike", "atomic", "difference", "gather"]
+__all__ = ["MERGED_SCHEMA", "Gathered", "JobFile", "PlanLike", "difference", "gather"]
 
 MERGED_SCHEMA = pa.schema([("machine", pa.string()), *SCHEMA, ("ms_per_token", pa.float64()), ("accepted", pa.bool_())])
 """A timing row with the machine's label, decode_ms / (new_tokens - 1), and whether the row enters means."""
@@ -110,33 +109,15 @@ def gather(plan: PlanLike, results: Path, output: Path) -> Gathered:
     _check_studies(files, plan.config)
     warnings = _check_anchors(files)
     rows = 0
-    with atomic(output) as temporary, pq.ParquetWriter(temporary, MERGED_SCHEMA, compression="zstd", write_page_checksum=True) as writer:
+    with (
+        whole_file(output, MergeError) as temporary,
+        pq.ParquetWriter(temporary, MERGED_SCHEMA, compression="zstd", write_page_checksum=True) as writer,
+    ):
         for file in files:
             table = _rows(file)
             rows += table.num_rows
             writer.write_table(table)
     return Gathered(tuple(files), {f.machine_label: f.machine for f in files}, rows, warnings)
-
-
-@contextmanager
-def atomic(path: Path) -> Iterator[Path]:
-    """A temporary path in the same folder that becomes `path` when the block ends well, and goes otherwise.
-
-    Raises MergeError when the disk does not take it (full, read-only); then `path` is as it was.
-    """
-    temporary = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        with temporary.open("rb+") as file:
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise MergeError(
-            f"{path}: cannot be written ({error.strerror or error}). Make room or check the folder's rights, then merge again."
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def _open(job: _Job, results: Path) -> JobFile:

@@ -9,11 +9,11 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagebench import _plan_trie as trie
-from stagebench._plan_model import Leaf
-from stagebench._plan_specs import Variant, digest_of, expand_variants, extraction_spec, origin, shard_spec, spec_name, told
 from stagebench.config import Config, canonical
 from stagebench.digests import DigestIndex, Progress, combine
+from stagebench.plan import trie
+from stagebench.plan.model import Leaf
+from stagebench.plan.specs import Variant, digest_of, expand_variants, extraction_spec, origin, shard_spec, spec_name, told
 
 if TYPE_CHECKING:
     from stagebench.dataset import Clip, Dataset, Sample

@@ -27,27 +27,18 @@ from statistics import NormalDist
 import numpy as np
 import numpy.typing as npt
 
-from stagebench._acceptance import Acceptance, acceptance, speculative_speedup
-from stagebench._decomposition import PARTS, Decomposition, decompose
-
 __all__ = [
     "BOOTSTRAP_CLUSTERS",
-    "PARTS",
     "TAIL",
-    "Acceptance",
-    "Decomposition",
     "Fit",
     "Interval",
     "Ratio",
     "Verdict",
-    "acceptance",
     "cluster_interval",
-    "decompose",
     "fit_line",
     "mad",
     "paired_ratio",
     "quantile",
-    "speculative_speedup",
     "student_t",
     "tukey_outliers",
     "verdict",

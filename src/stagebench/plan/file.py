@@ -4,17 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from stagebench._plan_build import PLAN_FORMAT
-from stagebench._plan_model import Leaf
 from stagebench.config import canonical
 from stagebench.errors import PlanError
+from stagebench.files import whole_file
+from stagebench.plan.build import PLAN_FORMAT
+from stagebench.plan.model import Leaf
 
 __all__ = ["FileLeaves", "read_head", "register", "write_plan"]
 
@@ -64,7 +64,6 @@ def write_plan(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping
 
     The leaves file is named by its content, so a job that still holds the plan before this one finds the leaves it was written with.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     lines: list[bytes] = []
     places: dict[str, list[list[int]]] = {}
     offset = 0
@@ -152,14 +151,5 @@ def _leaves_name(path: Path) -> str:
 
 
 def _replace(path: Path, chunks: list[bytes]) -> None:
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with temporary.open("wb") as handle:
-            handle.writelines(chunks)
-            handle.flush()
-            os.fsync(handle.fileno())
-        temporary.replace(path)
-    except OSError as error:
-        raise PlanError(f"{path}: cannot be written ({error.strerror or error}). Make room, or check the folder's rights.") from error
-    finally:
-        temporary.unlink(missing_ok=True)
+    with whole_file(path, PlanError) as temporary, temporary.open("wb") as handle:
+        handle.writelines(chunks)

@@ -23,8 +23,8 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from stagebench._index import iterate_index, read_index, read_questions
 from stagebench.config import DatasetConfig
+from stagebench.dataset.index import iterate_index, read_index, read_questions
 from stagebench.errors import ConfigError, DatasetError, UnsafePathError
 
 __all__ = ["Clip", "Dataset", "Sample", "load_dataset", "resolve"]

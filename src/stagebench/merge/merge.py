@@ -17,8 +17,10 @@ from typing import Any
 
 import numpy as np
 
-from stagebench._analysis import Group, distribution_rows, groups, stage_row, view_rows
-from stagebench._comparison import (
+from stagebench.config import Config
+from stagebench.errors import MergeError
+from stagebench.merge.analysis import Group, distribution_rows, groups, stage_row, view_rows
+from stagebench.merge.comparison import (
     acceptance_rows,
     comparison_rows,
     decomposition_rows,
@@ -26,13 +28,11 @@ from stagebench._comparison import (
     model_pairs,
     optimisation_rows,
 )
-from stagebench._gather import Gathered, PlanLike, gather
-from stagebench._layout import COLUMNS, NOTES, TITLES, layout
-from stagebench._summary import build_summary, write_summary
-from stagebench._validity import Finding, StudyVerdict, failure_rows, judge, read_verifications
-from stagebench.config import Config
-from stagebench.errors import MergeError
-from stagebench.legacy import legacy_entries, write_legacy
+from stagebench.merge.gather import Gathered, PlanLike, gather
+from stagebench.merge.layout import COLUMNS, NOTES, TITLES, layout
+from stagebench.merge.legacy import legacy_entries, write_legacy
+from stagebench.merge.summary import build_summary, write_summary
+from stagebench.merge.validity import Finding, StudyVerdict, failure_rows, judge, read_verifications
 from stagebench.tables import Table, build_table, write_table
 
 __all__ = ["MergeReport", "merge"]

@@ -1,0 +1,43 @@
+"""Ratios, intervals and verdict words over samples; what a ratio is made of; how far two models' outputs agree."""
+
+from stagebench.stats.acceptance import Acceptance, acceptance, speculative_speedup
+from stagebench.stats.decomposition import PARTS, Decomposition, decompose
+from stagebench.stats.estimates import (
+    BOOTSTRAP_CLUSTERS,
+    TAIL,
+    Fit,
+    Interval,
+    Ratio,
+    Verdict,
+    cluster_interval,
+    fit_line,
+    mad,
+    paired_ratio,
+    quantile,
+    student_t,
+    tukey_outliers,
+    verdict,
+)
+
+__all__ = [
+    "BOOTSTRAP_CLUSTERS",
+    "PARTS",
+    "TAIL",
+    "Acceptance",
+    "Decomposition",
+    "Fit",
+    "Interval",
+    "Ratio",
+    "Verdict",
+    "acceptance",
+    "cluster_interval",
+    "decompose",
+    "fit_line",
+    "mad",
+    "paired_ratio",
+    "quantile",
+    "speculative_speedup",
+    "student_t",
+    "tukey_outliers",
+    "verdict",
+]
