@@ -184,3 +184,19 @@ def test_every_number_on_the_page_is_in_the_data(page: str, results: Path) -> No
     known |= {str(n) for n in range(1, len(summary["warnings"]) + 1)}  # how many warnings of a code
     assert len(shown) > 300
     assert shown <= known, sorted(shown - known)
+
+
+def test_columns_that_say_nothing_are_left_out_and_named(page: str, results: Path) -> None:
+    shown = page[page.index('<section id="comparison"') : page.index('<section id="decomposition"')]
+    header = re.findall(r"<th[^>]*>([^<]*)</th>", shown)
+    frame = read_table(results / "tables/comparison.parquet").frame
+    for column in ("failed", "discarded", "capped"):
+        assert (column in header) == bool(frame[column].sum()), column
+        assert (column in shown.split("Left out here")[-1]) != (column in header)
+    assert "verdict" in header
+    assert f'class="word {frame["verdict"][0].lower()}"' in shown
+
+
+def test_long_tables_open_on_request(page: str) -> None:
+    shown = page[page.index('<section id="distribution"') : page.index('<section id="failures"')]
+    assert shown.index("<details>") < shown.index("<table>") < shown.index("</details>")

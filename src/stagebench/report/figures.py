@@ -231,7 +231,11 @@ def run_order(study: Study) -> Any:
     chart = (
         alt.Chart(_data(rows))
         .mark_point(size=12, opacity=0.7)
-        .encode(x=alt.X("order:Q", title="run number in its job"), y=alt.Y("ms:Q", title="total (ms)"), color=_series_colour(rows))
+        .encode(
+            x=alt.X("order:Q", title="run number in its job", axis=alt.Axis(tickMinStep=1)),
+            y=alt.Y("ms:Q", title="total (ms)"),
+            color=_series_colour(rows),
+        )
         .properties(width=520, height=160)
     )
     return _by_length(chart, rows)

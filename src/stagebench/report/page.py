@@ -31,8 +31,10 @@ SHOWN_ROWS = 200
 _HERE = Path(__file__).parent
 
 
-def write_report(results: Path) -> Path:
+def write_report(results: Path, *, title: str | None = None) -> Path:
     """Write `<results>/report.html` and `<results>/figures/*.{svg,pdf}` from the merged files below `results`, and from nothing else.
+
+    title: the page's heading; None takes the study's name.
 
     Raises MergeError when the study was not merged.
     """
@@ -50,6 +52,7 @@ def write_report(results: Path) -> Path:
     environment.lstrip_blocks = True
     html = environment.get_template("template.html").render(
         s=study.summary,
+        title=title or f"{study.summary['study']}: stage-by-stage latency",
         style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         headline=_headline(study),
         tables=[_printed(study.tables[name], study.summary) for name in TABLES],
@@ -153,14 +156,28 @@ def _warnings(summary: dict[str, Any]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+FOLDED = ("views", "distribution")
+"""Long tables that a reader opens when he wants them."""
+_EMPTY_COUNTS = ("failed", "discarded", "capped")
+
+
 def _printed(table: Table, summary: dict[str, Any]) -> dict[str, Any]:
     views = []
     for number, (caption, columns) in enumerate(table.views):
         # groups without a sample stand in the first view, with what became of their samples
         frame = table.frame if not number or "n" not in table.frame.columns else table.frame.filter(pl.col("n") > 0)
-        frame = frame.select(columns).head(SHOWN_ROWS)
-        rows = [[(cell(c, v), frame.schema[c].is_numeric()) for c, v in zip(columns, row, strict=True)] for row in frame.iter_rows()]
-        views.append({"caption": caption, "columns": [(c, frame.schema[c].is_numeric()) for c in columns], "rows": rows})
+        shown = [c for c in columns if _says_something(frame[c])]
+        frame = frame.select(shown).head(SHOWN_ROWS)
+        rows = [[(cell(c, v), _class(c, v, frame.schema[c])) for c, v in zip(shown, row, strict=True)] for row in frame.iter_rows()]
+        blocks = _blocks(frame)
+        views.append(
+            {
+                "caption": caption,
+                "columns": [(c, "n" if frame.schema[c].is_numeric() else "") for c in shown],
+                "rows": list(zip(blocks, rows, strict=True)),
+                "left_out": [c for c in columns if c not in shown],
+            }
+        )
     files = [
         (f"tables/{table.name}.{suffix}", summary["files"].get(f"tables/{table.name}.{suffix}", {}))
         for suffix in ("csv", "md", "tex", "parquet")
@@ -174,7 +191,30 @@ def _printed(table: Table, summary: dict[str, Any]) -> dict[str, Any]:
         "files": files,
         "rows": len(table.frame),
         "more": more,
+        "folded": table.name in FOLDED,
+        "left_out": list(dict.fromkeys(c for view in views for c in view["left_out"])),
     }
+
+
+def _says_something(column: pl.Series) -> bool:
+    """A column of nulls, or a count of what went wrong that is 0 in each row, only pushes the others out of sight."""
+    if column.name in _EMPTY_COUNTS:
+        return bool(column.fill_null(0).sum())
+    return len(column) == 0 or column.null_count() < len(column)
+
+
+def _class(name: str, value: Any, kind: pl.DataType) -> str:
+    if name == "verdict" and value:
+        return f"word {str(value).lower()}"
+    return "n" if kind.is_numeric() else ""
+
+
+def _blocks(frame: pl.DataFrame) -> list[bool]:
+    """True where a row begins another model or length than the row above: a line is drawn there."""
+    keys = [c for c in ("machine", "dataset", "length", "model", "variant") if c in frame.columns]
+    rows = frame.select(keys).rows() if keys else []
+    repeated = len(set(rows)) < len(rows)
+    return [repeated and i > 0 and row != rows[i - 1] for i, row in enumerate(rows)] if rows else [False] * len(frame)
 
 
 def _method(summary: dict[str, Any]) -> str:
