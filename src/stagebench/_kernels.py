@@ -63,33 +63,34 @@ def _codes_negative(x, y, p, width, codes):  # type: ignore[no-untyped-def]
         codes[i] = codes[i] if codes[i] < 3 else 1
 
 
-def _voxel(x, y, p, t, t0, span, bins, width, sums, grid):  # type: ignore[no-untyped-def]
-    """Each event's sign, shared between its two nearest bins in time, into a float32 flat [bins*H*W].
+def _voxel(x, y, p, t, edges, t0, scale, bins, width, plane, grid):  # type: ignore[no-untyped-def]
+    """Each event's sign, shared between its two nearest bins in time, into a float32 flat [bins*H*W], which is overwritten.
 
-    sums: float64 flat [H*W], overwritten. Events come in the order of time, so a bin's are one run of them and only one plane of sums
-    is in use, which stays in the processor's cache. All left shares come before all right ones: floating-point sums depend on their
-    order, and this is the order of the definition."""
-    plane = sums.size
+    edges: int64 [bins + 1], the first event of each bin; scale: bins a microsecond. Events come in the order of time, so two planes are in
+    use at a time, and each is cleared just before its first event: they stay in the processor's cache. Unsigned indices, for numba looks
+    at the sign of every other one."""
+    first = grid[:plane]  # a slice, for the compiler vectorises a plain index only
     for k in range(plane):
-        sums[k] = 0.0
-    before = 0  # first event of the bin before
-    i = 0
+        first[k] = 0.0
+    columns = np.uint32(width)
     for b in range(bins):
-        begin = i
-        while i < x.size:
-            at = bins * (np.float64(t[i]) - t0) / span
-            if np.int64(at) != b:
-                break
-            sums[np.int64(y[i]) * width + np.int64(x[i])] += (2.0 * p[i] - 1.0) * (1.0 - (at - b))
-            i += 1
-        for j in range(before, begin):
-            at = bins * (np.float64(t[j]) - t0) / span
-            sums[np.int64(y[j]) * width + np.int64(x[j])] += (2.0 * p[j] - 1.0) * (at - (b - 1))
-        before = begin
-        out = grid[b * plane : (b + 1) * plane]  # a slice, for the compiler vectorises a plain index only
-        for k in range(plane):
-            out[k] = np.float32(sums[k])
-            sums[k] = 0.0
+        left = grid[b * plane : (b + 1) * plane]
+        if b + 1 < bins:
+            right = grid[(b + 1) * plane : (b + 2) * plane]
+            for k in range(plane):
+                right[k] = 0.0
+            for i in range(np.uint64(edges[b]), np.uint64(edges[b + 1])):
+                k = np.uint64(np.uint32(y[i]) * columns + np.uint32(x[i]))
+                sign = np.float32(2 * np.int32(p[i]) - 1)
+                share = np.float32((np.float64(t[i]) - t0) * scale - b) * sign
+                left[k] += sign - share
+                right[k] += share
+        else:
+            for i in range(np.uint64(edges[b]), np.uint64(edges[b + 1])):
+                k = np.uint64(np.uint32(y[i]) * columns + np.uint32(x[i]))
+                sign = np.float32(2 * np.int32(p[i]) - 1)
+                share = np.float32((np.float64(t[i]) - t0) * scale - b) * sign
+                left[k] += sign - share
 
 
 def _histogram(x, y, p, width, plane, counts):  # type: ignore[no-untyped-def]
@@ -103,7 +104,10 @@ _SOURCES: dict[str, tuple[Callable[..., None], Any]] = {
     "rgb_negative": (_rgb_negative, types.void(*_XYP, _INT, _BYTES)),
     "codes_last": (_codes_last, types.void(*_XYP, _INT, _BYTES)),
     "codes_negative": (_codes_negative, types.void(*_XYP, _INT, _BYTES)),
-    "voxel": (_voxel, types.void(*_XYP, _T, _FLOAT, _FLOAT, _INT, _INT, types.Array(_FLOAT, 1, "C"), types.Array(types.float32, 1, "C"))),
+    "voxel": (
+        _voxel,
+        types.void(*_XYP, _T, types.Array(_INT, 1, "C"), _FLOAT, _FLOAT, _INT, _INT, _INT, types.Array(types.float32, 1, "C")),
+    ),
     "histogram": (_histogram, types.void(*_XYP, _INT, _INT, types.Array(types.int32, 1, "C"))),
 }
 

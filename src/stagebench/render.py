@@ -119,8 +119,10 @@ def split_events(events: Events, parts: int, split: Split = "count") -> list[sli
 def voxel_grid(events: Events, bins: int, sensor: tuple[int, int]) -> np.ndarray:
     """float32 [bins, H, W]: each event adds its sign (+1, -1), shared linearly between the two nearest time bins (tonic's `to_voxel_grid`).
 
-    With t scaled to [0, bins]: floor(t) gets 1 - frac(t), floor(t) + 1 gets frac(t), what falls on bin `bins` is dropped.
-    Summed in float64. All events at one time count for bin 0, where tonic divides by zero. Raises as event_frames does.
+    With t scaled to [0, bins]: floor(t) gets 1 - frac(t), floor(t) + 1 gets frac(t), what falls on bin `bins` is dropped. Shares and sums
+    are float32 in the order of the events: a value that n events add to is off the exact sum by at most n * (n + 5) * 2**-25 (half a
+    unit in the last place at each step); numba and numpy give the same bits. All events at one time count for bin 0,
+    where tonic divides by zero. Raises as event_frames does.
     """
     if bins < 1:
         raise ConfigError(f"voxel bins: {bins}, expected 1 or more. Set events.parts.")
@@ -128,21 +130,26 @@ def voxel_grid(events: Events, bins: int, sensor: tuple[int, int]) -> np.ndarray
         raise ShortClipError("the clip holds no events. Leave it out of the index.")
     height, width = _checked_sensor(events, sensor, bins)
     plane = height * width
-    t0, span = float(int(events.t[0])), float(int(events.t[-1]) - int(events.t[0])) or 1.0
+    first, span = int(events.t[0]), int(events.t[-1]) - int(events.t[0])
+    # integers: bin b begins at the first t with bins * (t - first) >= b * span
+    inner = np.array([first - (-b * span // bins) for b in range(1, bins + 1)], np.int64)
+    edges = np.append(0, np.searchsorted(events.t, inner) if span else np.full(bins, len(events))).astype(np.int64)
+    t0, scale = float(first), bins / (float(span) or 1.0)
     kernel = _kernel()
     if kernel is not None:
         grid = np.empty(bins * plane, np.float32)
-        kernel("voxel")(events.x, events.y, events.p, events.t, t0, span, bins, width, np.empty(plane, np.float64), grid)
+        kernel("voxel")(events.x, events.y, events.p, events.t, edges, t0, scale, bins, width, plane, grid)
     else:
-        grid = np.zeros(bins * plane, np.float64)
-        at = bins * (events.t.astype(np.float64) - t0) / span
-        bin_ = at.astype(np.int64)
-        sign = events.p * 2.0 - 1.0
-        pixel = events.y.astype(np.int64) * width + events.x
-        left, right = bin_ < bins, bin_ + 1 < bins
-        np.add.at(grid, bin_[left] * plane + pixel[left], (sign * (1.0 - (at - bin_)))[left])
-        np.add.at(grid, (bin_[right] + 1) * plane + pixel[right], (sign * (at - bin_))[right])
-    return grid.astype(np.float32, copy=False).reshape(bins, height, width)
+        grid = np.zeros(bins * plane, np.float32)
+        bin_ = np.repeat(np.arange(bins), np.diff(edges))
+        kept = slice(0, int(edges[-1]))
+        sign = events.p[kept].astype(np.float32) * np.float32(2) - np.float32(1)
+        share = ((events.t[kept].astype(np.float64) - t0) * scale - bin_).astype(np.float32) * sign
+        cell = bin_ * plane + events.y[kept].astype(np.int64) * width + events.x[kept]
+        right = bin_ + 1 < bins
+        np.add.at(grid, cell[right] + plane, share[right])  # a bin's right shares come before the next one's left ones
+        np.add.at(grid, cell, sign - share)
+    return grid.reshape(bins, height, width)
 
 
 def event_histogram(events: Events, sensor: tuple[int, int]) -> np.ndarray:
