@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Shard"]
 
-_CODECS = {"LZ4": "lz4_raw", "ZSTD": "zstd"}
 _AGAIN = "Delete the file: the next run extracts it again."
 
 
@@ -43,8 +42,8 @@ class Shard:
         self._verified = self._sound = False  # every byte, and every byte but the bulk
         self._buffer = HostBuffer()
         self._packed = HostBuffer()
-        self._footer = _seal.check_tail(fd, path)
         try:
+            self._footer, self._columns = _seal.check_tail(fd, path)  # before Arrow sees the file
             self._parquet = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
             if not os.path.samestat(os.fstat(fd), path.stat()):
                 raise ValueError("replaced while it was opened")
@@ -281,10 +280,12 @@ class Shard:
             raise ValueError(
                 f"{len(listed)} clips named, {self._metadata.num_row_groups} row groups and {self._metadata.num_rows} rows found"
             )
+        if [(c.row, c.name) for c in self._columns] != [(row, name) for row in range(len(self.clips)) for name in expected.names]:
+            raise ValueError("row groups of other columns than the schema's")
 
     def _all_chunks(self) -> list[_seal.Chunk]:
         if self._chunks is None:
-            self._chunks = _seal.locate(self._fd, self._metadata, self.clips, self.path)
+            self._chunks = _seal.locate(self._fd, self._columns, self.clips, self.path)
         return self._chunks
 
     def _read_rows(self) -> None:
@@ -300,11 +301,14 @@ class Shard:
             if row.clip != clip or row.digest != self.digests[clip]:
                 raise StoreError(f"{self.path}: row of {row.clip} where the footer names {clip}. {_AGAIN}")
         if not self.raw_events:
-            chunks = self._chunks or _seal.locate(self._fd, self._metadata, self.clips, self.path, columns=["pixels"])
-            for chunk in (c for c in chunks if c.column == "pixels"):
-                self._place(self.clips[chunk.row], chunk.pages)
+            pixels = [column for column in self._columns if column.name == "pixels"]
+            found = (
+                (c for c in self._chunks if c.column == "pixels") if self._chunks else _seal.locate(self._fd, pixels, self.clips, self.path)
+            )
+            for column, chunk in zip(pixels, found, strict=True):
+                self._place(self.clips[chunk.row], chunk.pages, column.codec)
 
-    def _place(self, clip: str, pages: tuple[Page, ...]) -> None:
+    def _place(self, clip: str, pages: tuple[Page, ...], codec: str) -> None:
         """Note where an uncompressed clip's bytes lie, and refuse a page that cannot hold what the row says."""
         row = self._rows[clip]
         if not row.ok:
@@ -318,14 +322,11 @@ class Shard:
                 f"{self.path}: clip {clip}: {sum(p.raw_size for p in pages)} bytes in {len(pages)} page(s), "
                 f"{expected} in one expected for {row.count} frames of {row.sizes[0] if row.sizes else ()}. {_AGAIN}"
             )
-        compression = self._metadata.row_group(self._index[clip]).column(self._metadata.num_columns - 1).compression
         self._pages[clip] = pages[0]
-        if compression == "UNCOMPRESSED":
+        if codec == "none":
             self._plain[clip] = pages[0].end - size
-        elif compression in _CODECS:
-            self._codec = pa.Codec(_CODECS[compression])
         else:
-            raise StoreError(f"{self.path}: clip {clip} is compressed by {compression}, expected none, lz4 or zstd. {_AGAIN}")
+            self._codec = pa.Codec(codec)
 
 
 def _row(values: Mapping[str, Any]) -> RowMeta:

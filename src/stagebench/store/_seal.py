@@ -24,9 +24,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow.parquet as pq
-
 from stagebench.errors import ChecksumError, StoreError
+from stagebench.store._compact import ThriftError
+from stagebench.store._footer import Column, read_columns
 from stagebench.store._format import BULK
 from stagebench.store._pages import Page, PageError, pages, pread
 
@@ -54,30 +54,26 @@ class Chunk:
         return self.column in BULK
 
 
-def check_tail(fd: int, path: Path) -> int:
-    """Where the footer begins, once its seal holds. Raises StoreError for what is no shard, ChecksumError for a damaged one."""
+def check_tail(fd: int, path: Path) -> tuple[int, list[Column]]:
+    """Where the footer begins, once its seal holds, and the columns that it names.
+
+    Raises ChecksumError for a damaged file and for what is no shard, ThriftError for a footer with right digests that makes no sense.
+    """
     begin, tail = _tail(fd, path)
     found = _digits(tail, SEAL_KEY, path)
     if _seal(tail, found) != tail[found : found + 64]:
         raise ChecksumError(f"{path}: the footer's bytes changed since they were written. {_REMEDY}")
-    return begin
+    return begin, read_columns(tail[:-8], begin)
 
 
-def locate(fd: int, metadata: pq.FileMetaData, clips: Sequence[str], path: Path, columns: Sequence[str] | None = None) -> list[Chunk]:
-    """All chunks (of `columns`) in file order. Raises ChecksumError, naming the clip, where pages do not fill their chunk."""
+def locate(fd: int, columns: Iterable[Column], clips: Sequence[str], path: Path) -> list[Chunk]:
+    """The columns' chunks, in their order. Raises ChecksumError, naming the clip, where pages do not fill their chunk."""
     chunks = []
-    for row in range(metadata.num_row_groups):
-        group = metadata.row_group(row)
-        for index in range(group.num_columns):
-            column = group.column(index)
-            name = column.path_in_schema.split(".")[0]
-            if columns is not None and name not in columns:
-                continue
-            begin = column.data_page_offset
-            try:
-                chunks.append(Chunk(row, name, tuple(pages(fd, begin, begin + column.total_compressed_size))))
-            except (PageError, OSError) as error:
-                raise ChecksumError(f"{path}: clip {clips[row]}, column {name}: {error}. {_REMEDY}") from None
+    for column in columns:
+        try:
+            chunks.append(Chunk(column.row, column.name, tuple(pages(fd, column.begin, column.end))))
+        except (ThriftError, OSError) as error:
+            raise ChecksumError(f"{path}: clip {clips[column.row]}, column {column.name}: {error}. {_REMEDY}") from None
     return chunks
 
 
@@ -139,9 +135,9 @@ def check_payloads(fd: int, chunks: Iterable[Chunk], clips: Sequence[str], path:
 def patch(path: Path, fd: int) -> None:
     """Put both digests where the writer left zeros."""
     begin, tail = _tail(fd, path)
-    metadata = pq.read_metadata(path)
-    clips = [str(row) for row in range(metadata.num_row_groups)]
-    body = structure_digest(fd, begin, locate(fd, metadata, clips, path)).encode()
+    columns = read_columns(tail[:-8], begin)
+    clips = [str(column.row) for column in columns]  # no names yet
+    body = structure_digest(fd, begin, locate(fd, columns, clips, path)).encode()
     at = _digits(tail, BODY_KEY, path)
     tail = tail[:at] + body + tail[at + 64 :]
     _write(fd, body, begin + at)
