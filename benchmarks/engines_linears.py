@@ -60,7 +60,7 @@ def _driver() -> str:
 
 
 def _own_gemv(matrix: torch.Tensor, vector: torch.Tensor) -> float:
-    from stagebench.engines._triton_step import Linear, launch_linear
+    from stagebench.engines._launch import Linear, launch_linear
 
     y = torch.empty(1, matrix.shape[0], device="cuda")
     return max(
@@ -74,7 +74,7 @@ def _own_gemv(matrix: torch.Tensor, vector: torch.Tensor) -> float:
 
 def candidates(name: str) -> list[Any]:
     """Launch settings to try for one linear of the step at batch 1."""
-    from stagebench.engines._triton_step import Linear
+    from stagebench.engines._launch import Linear
 
     rows = [(1, 4096, 4), (2, 4096, 4), (2, 4096, 8), (4, 4096, 8), (8, 4096, 8), (4, 2048, 8), (2, 2048, 4), (1, 2048, 2)]
     rows += [(8, 2048, 8), (4, 1024, 4), (8, 1024, 4), (8, 1024, 8), (16, 1024, 8), (2, 1024, 2), (1, 1024, 1)]
@@ -104,7 +104,7 @@ def candidates(name: str) -> list[Any]:
 
 
 def launch(name: str, how: Any, x: Any, w: Any, out: Any, norm: Any, pdl: bool) -> None:
-    from stagebench.engines._triton_step import launch_linear
+    from stagebench.engines._launch import launch_linear
 
     normed = name in ("qkv", "gate_up", "head")
     launch_linear(

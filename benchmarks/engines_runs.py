@@ -189,7 +189,7 @@ def engine_times(model: Any, name: str, context: str, chosen: Any, repeats: int 
 @torch.inference_mode()
 def batches(model: Any) -> None:
     """Whole fused steps at batch 1..32, context 642, rows padded by 0..31; the step's logits against the HF model's own forward."""
-    from stagebench.engines._triton_step import Linear
+    from stagebench.engines._launch import Linear
     from stagebench.engines.quality import compare_logits
 
     for name, batch in itertools.product(("qkv", "gate_up", "down"), (4, 32)):

@@ -109,7 +109,8 @@ def step_ms(session: Any, config: Any, repeats: int = 24) -> float:
 @torch.inference_mode()
 def parts_ms(session: Any, config: Any) -> dict[str, float]:
     """Where a step's time goes: each group of kernels alone in a graph, over all layers."""
-    from stagebench.engines._triton_step import TritonStep, launch_linear
+    from stagebench.engines._launch import launch_linear
+    from stagebench.engines._triton_step import TritonStep
 
     old, state, w = session.step, session.state, session.weights
     step = TritonStep(w, state, old._cos, old._sin, None, config)

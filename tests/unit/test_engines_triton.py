@@ -10,10 +10,11 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device, and TRITON_INTERPRET is not 1", allow_module_level=True)
 
+from stagebench.engines._launch import Linear, launch_linear
 from stagebench.engines._reference_step import ReferenceStep
 from stagebench.engines._state import StepState, choose
 from stagebench.engines._stepped import decoder_of
-from stagebench.engines._triton_step import Linear, StepConfig, TritonStep, default_splits, launch_linear
+from stagebench.engines._triton_step import StepConfig, TritonStep, default_splits
 from stagebench.engines._weights import pack, rope_tables
 from stagebench.models.base import Decoding, Prompt
 

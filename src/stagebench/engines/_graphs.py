@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
@@ -13,7 +14,7 @@ from transformers import masking_utils
 
 from stagebench.errors import ModelError
 
-__all__ = ["Captured", "NotCapturable", "Replay", "capture", "capture_split", "prompt_mask_as_eager"]
+__all__ = ["Captured", "NotCapturable", "Replay", "capture", "capture_split", "garbage_kept", "prompt_mask_as_eager"]
 
 Replay = Callable[[], None]
 
@@ -71,11 +72,12 @@ def capture_split(function: Callable[[], Any], at: nn.Module | None, device: tor
         stream.synchronize()
         handle = at.register_forward_pre_hook(split) if at is not None else None
         try:
-            begin()
-            try:
-                function()
-            finally:
-                graphs[-1].capture_end()
+            with garbage_kept():
+                begin()
+                try:
+                    function()
+                finally:
+                    graphs[-1].capture_end()
         except RuntimeError as error:
             if isinstance(error, torch.OutOfMemoryError):
                 raise
@@ -87,6 +89,23 @@ def capture_split(function: Callable[[], Any], at: nn.Module | None, device: tor
     torch.cuda.current_stream(device).wait_stream(stream)
     torch.cuda.synchronize(device)
     return [Captured(graph, function) for graph in graphs]
+
+
+@contextmanager
+def garbage_kept() -> Iterator[None]:
+    """No cyclic garbage is collected inside.
+
+    A dead engine's graphs lie in reference cycles, so the collector frees them whenever it happens to run. Inside the capture of another
+    graph that unregisters them from the device's random generator in the middle of its own registration, and the process can draw no
+    random number on the device from then on.
+    """
+    before = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if before:
+            gc.enable()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional
 
 from stagebench.engines._state import StepState
-from stagebench.engines._weights import Layer, Weights
+from stagebench.engines._weights import Layer, Weights, multiply
 
 __all__ = ["ReferenceStep"]
 
@@ -61,7 +61,7 @@ class ReferenceStep:
     def _layer(self, index: int, layer: Layer) -> None:
         w, state, hidden = self._weights, self._state, self._hidden
         heads, groups, width = w.heads, w.kv_heads, w.head_dim
-        qkv = functional.linear(self._norm(layer.norm_in), layer.qkv, layer.qkv_bias)
+        qkv = multiply(self._norm(layer.norm_in), layer.qkv, layer.qkv_bias)
         q, k, v = qkv.view(state.batch, -1, width).split([heads, groups, groups], 1)
         keys, values = state.keys[index], state.values[index]
         rows = torch.arange(state.batch, device=qkv.device)
@@ -73,6 +73,6 @@ class ReferenceStep:
         q = (self._rope(q.float()) * w.scaling).view(state.batch, groups, group, width)
         scores = torch.einsum("bgqd,bgsd->bgqs", q, keys.float()).masked_fill(~seen[:, None, None, :], -torch.inf)
         mixed = torch.einsum("bgqs,bgsd->bgqd", scores.softmax(-1), values.float()).reshape(state.batch, -1).to(qkv.dtype)
-        hidden += functional.linear(mixed, layer.out)
-        gate, up = functional.linear(self._norm(layer.norm_post), layer.gate_up).float().chunk(2, -1)
-        hidden += functional.linear((functional.silu(gate) * up).to(qkv.dtype), layer.down)
+        hidden += multiply(mixed, layer.out)
+        gate, up = multiply(self._norm(layer.norm_post), layer.gate_up).float().chunk(2, -1)
+        hidden += multiply((functional.silu(gate) * up).to(qkv.dtype), layer.down)

@@ -10,40 +10,44 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch.nn import functional
 
-from stagebench.engines import _kernels_decode, _kernels_linear
+from stagebench.engines import _kernels_decode
+from stagebench.engines._launch import Linear, dependent, launch_linear, multiprocessors
 from stagebench.engines._state import EOS_SLOTS, StepState
 from stagebench.engines._weights import Weights
+from stagebench.models._packed import Int4Linear, Int8Linear, Nf4Linear, PackedLinear
 
-__all__ = ["Linear", "StepConfig", "TritonStep", "default_splits", "launch_linear"]
+__all__ = ["StepConfig", "TritonStep", "default_splits"]
 
 _LOG2_E = math.log2(math.e)
-_GATE_BLOCK = 1024
-
-
-@dataclass(frozen=True)
-class Linear:
-    """How one linear of the step is launched."""
-
-    kind: str = "rows"
-    """rows | pipelined | persistent (batch 1); cublas (any batch)."""
-    block_n: int = 4
-    block_k: int = 1024
-    warps: int = 4
-    stages: int = 3
-    """Depth of the software pipeline (pipelined); programs per multiprocessor (persistent)."""
-
-    def __str__(self) -> str:
-        return f"{self.kind}:{self.block_n}x{self.block_k}w{self.warps}s{self.stages}"
-
-
 _LIBRARY = Linear("cublas", 0, 0, 0, 0)
 _WIDEST = 4096
 """A persistent program keeps a row of this many inputs in its registers; wider ones spill."""
+
+
+_PACKED: dict[type[PackedLinear], tuple[Linear, Linear, Linear, Linear]] = {
+    Int8Linear: (
+        Linear("persistent", 8, 0, 8, 2),
+        Linear("persistent", 8, 0, 8, 2),
+        Linear("persistent", 4, 0, 8, 2),
+        Linear("rows", 4, 2048, 4, 0),
+    ),
+    Int4Linear: (
+        Linear("persistent", 4, 0, 4, 2),
+        Linear("persistent", 4, 0, 4, 2),
+        Linear("persistent", 2, 0, 4, 2),
+        Linear("rows", 8, 1024, 4, 0),
+    ),
+    Nf4Linear: (
+        Linear("persistent", 4, 0, 4, 2),
+        Linear("persistent", 4, 0, 4, 2),
+        Linear("persistent", 2, 0, 4, 2),
+        Linear("rows", 8, 1024, 4, 0),
+    ),
+}
+"""qkv, out, gate_up, down for packed weights at batch 1."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +67,19 @@ class StepConfig:
     """Programmatic dependent launch (compute capability 9.0 and up)."""
 
     @classmethod
-    def for_batch(cls, batch: int, *, pdl: bool, hidden: int = _WIDEST, capacity: int = 1024) -> StepConfig:
-        """The settings that won on an H200 (docs/engines.md), for this batch, width and cache capacity.
+    def for_batch(
+        cls, batch: int, *, pdl: bool, hidden: int = _WIDEST, capacity: int = 1024, packed: type[PackedLinear] | None = None
+    ) -> StepConfig:
+        """The settings that won on an H200 (docs/engines.md), for this batch, width, cache capacity and kind of packed weights.
 
         One sample: our matrix-vector kernels. More: cuBLAS, which was faster than our skinny product at every batch.
         """
         block_s = 64 if capacity <= 1024 else 128
         if batch > 1:
             return cls(_LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, block_s=block_s, pdl=pdl)
+        head = Linear("rows", 2, 4096, 4, 0)
+        if packed is not None:
+            return cls(*_PACKED[packed], head, block_s=block_s, pdl=pdl)
         rows = Linear("rows", 4, 1024, 4, 0)
         if hidden > _WIDEST or hidden & (hidden - 1):  # a row does not fill a power of two of registers
             return cls(qkv=rows, out=rows, gate_up=Linear("rows", 2, 1024, 4, 0), down=rows, head=rows, block_s=block_s, pdl=pdl)
@@ -79,81 +88,10 @@ class StepConfig:
             out=Linear("persistent", 4, 0, 8, 2),
             gate_up=Linear("persistent", 2, 0, 8, 2),
             down=rows,
-            head=Linear("rows", 2, 4096, 4, 0),
+            head=head,
             block_s=block_s,
             pdl=pdl,
         )
-
-
-def launch_linear(
-    how: Linear,
-    x: torch.Tensor,
-    w: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    norm: torch.Tensor | None = None,
-    eps: float = 0.0,
-    bias: torch.Tensor | None = None,
-    gated: bool = False,
-    residual: bool = False,
-    pdl: bool = False,
-) -> None:
-    """out [B, N] (+)= act(w @ rmsnorm(x)) for x [B, K]; the kernel that `how` names. w is [2N, K] when gated."""
-    batch, k = x.shape
-    n = out.shape[1]
-    if how.kind == "cublas":
-        return _library_linear(x, w, out, norm=norm, eps=eps, bias=bias, gated=gated, residual=residual, pdl=pdl)
-    if batch != 1:
-        raise ValueError(f"linear kernel {how.kind}: batch {batch}, expected 1. Use kind cublas.")
-    flags = {"NORM": norm is not None, "GATED": gated, "BIAS": bias is not None, "RESIDUAL": residual, "PDL": pdl}
-    options: dict[str, Any] = {"num_warps": how.warps, **_dependent(pdl)}
-    head = (x, norm if norm is not None else x, w, bias if bias is not None else x, out, n, eps)
-    if how.kind == "rows":
-        _kernels_linear.gemv_rows[(-(-n // how.block_n),)](
-            *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, **flags, **options
-        )
-    elif how.kind == "pipelined":
-        _kernels_linear.gemv_pipelined[(-(-n // how.block_n),)](
-            *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, STAGES=how.stages, **flags, **options
-        )
-    elif how.kind == "persistent":
-        programs = min(-(-n // how.block_n), _multiprocessors(x.device) * how.stages)
-        _kernels_linear.gemv_persistent[(programs,)](*head, K=k, BLOCK_N=how.block_n, BLOCK_K=_power_of_two(k), **flags, **options)
-    else:
-        raise ValueError(f"linear kernel {how.kind!r}: expected rows, pipelined, persistent or cublas")
-    return None
-
-
-def _library_linear(
-    x: torch.Tensor,
-    w: torch.Tensor,
-    out: torch.Tensor,
-    *,
-    norm: torch.Tensor | None,
-    eps: float,
-    bias: torch.Tensor | None,
-    gated: bool,
-    residual: bool,
-    pdl: bool,
-) -> None:
-    """The same by the library's matrix product, with norm and gate in kernels of their own around it."""
-    if norm is not None:
-        normed = torch.empty(x.shape, dtype=w.dtype, device=x.device)
-        _kernels_linear.normalise[(x.shape[0],)](
-            x, norm, normed, eps, K=x.shape[1], BLOCK_K=_power_of_two(x.shape[1]), PDL=pdl, num_warps=8, **_dependent(pdl)
-        )
-        x = normed
-    if bias is None and not gated and not residual and out.dtype == w.dtype:
-        torch.mm(x, w.t(), out=out)
-        return
-    y = functional.linear(x, w, bias)
-    if gated:
-        grid = (-(-out.shape[1] // _GATE_BLOCK), out.shape[0])
-        _kernels_linear.gate[grid](y, out, out.shape[1], BLOCK_N=_GATE_BLOCK, PDL=pdl, **_dependent(pdl))
-    elif residual:
-        out.add_(y)
-    else:
-        out.copy_(y)
 
 
 class TritonStep:
@@ -174,7 +112,7 @@ class TritonStep:
         self.weights, self.state, self.config = weights, state, config
         self._cos, self._sin, self._choose, self._after = cos, sin, choose, after
         device, dtype, b = weights.embed.device, weights.embed.dtype, state.batch
-        self._splits = config.splits or default_splits(state.capacity, b * weights.heads, _multiprocessors(device))
+        self._splits = config.splits or default_splits(state.capacity, b * weights.heads, multiprocessors(device))
         vectors = weights.heads + 2 * weights.kv_heads
 
         def empty(*shape: int, kind: torch.dtype = dtype) -> torch.Tensor:
@@ -227,7 +165,7 @@ class TritonStep:
             BLOCK_S=config.block_s,
             PDL=config.pdl,
             num_warps=config.attention_warps,
-            **_dependent(config.pdl),
+            **dependent(config.pdl),
         )
 
     def finish(self) -> None:
@@ -264,7 +202,7 @@ class TritonStep:
             BLOCK_K=1024,
             PDL=pdl,
             num_warps=16,
-            **_dependent(pdl),
+            **dependent(pdl),
         )
 
 
@@ -272,15 +210,3 @@ def default_splits(capacity: int, heads: int, multiprocessors: int) -> int:
     """A power of two: about four programs a multiprocessor, none with fewer than 32 slots."""
     wanted = max(1, min(4 * multiprocessors // heads, capacity // 32, 64))
     return 1 << (wanted.bit_length() - 1)
-
-
-def _dependent(pdl: bool) -> dict[str, Any]:
-    return {"launch_pdl": True} if pdl else {}
-
-
-def _power_of_two(n: int) -> int:
-    return 1 << (n - 1).bit_length()
-
-
-def _multiprocessors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -1,8 +1,9 @@
 """Engine `fused`: our own one-token step for LLaMA-family decoders, near the memory's speed.
 
 Prefill is engine `graph`'s (the HF model, captured per exact prompt length) into the same cache; each further token is
-five Triton kernels a layer in CUDA graphs (`_triton_step.py`), and for batches cuBLAS around our attention. Where Triton
-or CUDA is missing, the same step runs in plain torch. Other families fall back to engine `graph`, and the note says so.
+five Triton kernels a layer in CUDA graphs (`_triton_step.py`), which read quantised weights as they are packed, and for
+batches cuBLAS around our attention. Where Triton or CUDA is missing, the same step runs in plain torch. Other families
+fall back to engine `graph`, and the note says so.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from stagebench.engines._state import choose
 from stagebench.engines._stepped import Session, SteppedEngine, Unsupported
 from stagebench.engines._weights import Weights, pack, rope_tables
 from stagebench.engines.graph import GraphEngine
+from stagebench.models._packed import QUAD, Int8Linear
 from stagebench.models.base import Decoding
 
 __all__ = ["FusedEngine"]
@@ -45,7 +47,7 @@ class FusedSession(Session):
                 cos,
                 sin,
                 None if self.decoding.temperature <= 0 else self._choose_next,
-                config or StepConfig.for_batch(state.batch, pdl=pdl, hidden=weights.hidden, capacity=state.capacity),
+                config or StepConfig.for_batch(state.batch, pdl=pdl, hidden=weights.hidden, capacity=state.capacity, packed=weights.packed),
                 self.flag.publish,
             )
         else:
@@ -76,7 +78,7 @@ class FusedSession(Session):
 
 
 class FusedEngine(SteppedEngine):
-    """Batches up to 32. Falls back to `graph` for other families, quantised weights and larger batches."""
+    """Batches up to 32. Falls back to `graph` for other families, foreign quantisation and larger batches."""
 
     name = "fused"
 
@@ -88,8 +90,12 @@ class FusedEngine(SteppedEngine):
     def _set_up(self, model: nn.Module, decoder: Any, batch: int) -> str | None:
         if batch > _MAX_BATCH:
             raise Unsupported(f"batch {batch}, at most {_MAX_BATCH}")
-        self._weights = pack(model, decoder)
-        return None if _triton_serves(self._weights.embed.device) else "no CUDA device with Triton: the fused step runs in plain torch"
+        self._weights = weights = pack(model, decoder)
+        if not _triton_serves(weights.embed.device):
+            return "no CUDA device with Triton: the fused step runs in plain torch"
+        if batch == 1 and weights.packed not in (None, Int8Linear) and any(w.shape[1] % QUAD for w in weights.matrices):
+            raise Unsupported(f"four-bit codes with rows that do not divide by {QUAD}")
+        return None
 
     def _make_fallback(self) -> Any:
         return GraphEngine()

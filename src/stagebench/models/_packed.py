@@ -1,19 +1,26 @@
 """Linear layers with packed weights: int8, int4 and NF4, weight-only.
 
-A weight W [N, K] is stored as codes and scales; activations keep their dtype. Many rows at once (a prefill, a batch) unpack W and call
-the ordinary product. One row (a decode step at batch 1) multiplies while unpacking: in plain torch that is slow, and compiled by
-Inductor it is one kernel that reads the packed bytes once, which is what makes weight-only quantisation fast where memory is the limit.
+A weight W [N, K] is stored as codes and scales; activations keep their dtype. Many rows at once (a prefill, a batch) unpack W, on CUDA
+by one kernel, and call the ordinary product. One row (a decode step at batch 1) multiplies while unpacking: in plain torch that is slow,
+and compiled by Inductor it is one kernel that reads the packed bytes once. Engine `fused` has kernels of its own for these codes.
+
+Four-bit codes lie so that a kernel needs no shuffling. Where K divides by 32, 32 columns are sixteen bytes, read as four little-endian
+words: nibble j of word r holds column 4j + r. Elsewhere two neighbouring columns share a byte, the even one in its lower half.
 """
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["INT4_GROUP", "NF4_BLOCK", "NF4_CODES", "Int4Linear", "Int8Linear", "Nf4Linear", "PackedLinear", "group_size"]
+__all__ = ["INT4_GROUP", "NF4_BLOCK", "NF4_CODES", "QUAD", "Int4Linear", "Int8Linear", "Nf4Linear", "PackedLinear", "group_size"]
+
+QUAD = 32
+"""Columns that four words of 4-bit codes hold."""
 
 INT4_GROUP = 128
 """Columns that share a scale and a zero point, where K divides by it."""
@@ -47,18 +54,27 @@ class PackedLinear(nn.Module):
         self.row_product: Any = None
         """Compiled `_row`, or None: then a single row goes the way of many."""
 
+    PARTS: tuple[str, ...] = ()
+    """Names of the packed tensors, in the order that `unpack` takes them; those in SHARED are one for all output channels."""
+    SHARED: frozenset[str] = frozenset()
+
     def parts(self) -> tuple[torch.Tensor, ...]:
         """The packed tensors, in the order that `unpack` takes them."""
-        raise NotImplementedError
+        return tuple(getattr(self, name) for name in self.PARTS)
 
     @staticmethod
     def unpack(*parts: torch.Tensor) -> torch.Tensor:
         """[N, K] float32."""
         raise NotImplementedError
 
+    @classmethod
+    def dense(cls, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
+        """What these parts stand for, [N, K]; rounded to `dtype` once, at the end."""
+        return cls.unpack(*parts).to(dtype)
+
     def weight_as(self, dtype: torch.dtype) -> torch.Tensor:
         """What the packed weight stands for, [N, K]."""
-        return self.unpack(*self.parts()).to(dtype)
+        return self.dense(self.parts(), dtype)
 
     @property
     def weight(self) -> torch.Tensor:
@@ -70,7 +86,12 @@ class PackedLinear(nn.Module):
         if self.row_product is not None and x.numel() == self.in_features:
             y = self.row_product(x.reshape(-1), *self.parts()).view(*x.shape[:-1], self.out_features)
             return y if self.bias is None else y + self.bias
-        return functional.linear(x, self.weight_as(x.dtype), self.bias)
+        return self.product(x, self.parts(), self.bias)
+
+    @classmethod
+    def product(cls, x: torch.Tensor, parts: tuple[torch.Tensor, ...], bias: torch.Tensor | None) -> torch.Tensor:
+        """x [..., K] -> [..., N] in x's dtype, by the unpacked weight."""
+        return functional.linear(x, cls.dense(parts, x.dtype), bias)
 
     def extra_repr(self) -> str:
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
@@ -79,6 +100,8 @@ class PackedLinear(nn.Module):
 class Int8Linear(PackedLinear):
     """One symmetric scale an output channel: W[n, k] = codes[n, k] * scale[n]."""
 
+    PARTS = ("codes", "scale")
+
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         weight = linear.weight.detach().float()
@@ -86,20 +109,17 @@ class Int8Linear(PackedLinear):
         self.codes = _stored(torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8))  # [N, K]
         self.scale = _stored(scale)
 
-    def parts(self) -> tuple[torch.Tensor, ...]:
-        return self.codes, self.scale
-
     @staticmethod
     def unpack(*parts: torch.Tensor) -> torch.Tensor:
         codes, scale = parts
         return codes.float() * scale[:, None]
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if self.row_product is not None and x.numel() == self.in_features:
-            return super().forward(x)
+    @classmethod
+    def product(cls, x: torch.Tensor, parts: tuple[torch.Tensor, ...], bias: torch.Tensor | None) -> torch.Tensor:
         # codes are exact in every float dtype, and the scale is the output channel's own: one pass over the weight, not two
-        y = functional.linear(x, self.codes.to(x.dtype)) * self.scale.to(x.dtype)
-        return y if self.bias is None else y + self.bias
+        codes, scale = parts
+        y = functional.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
+        return y if bias is None else y + bias
 
     @staticmethod
     def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
@@ -107,7 +127,9 @@ class Int8Linear(PackedLinear):
 
 
 class Int4Linear(PackedLinear):
-    """16 evenly spaced values a group of columns: W[n, k] = codes[n, k] * scale[n, g] + low[n, g]. Two codes a byte, even column first."""
+    """16 evenly spaced values a group of columns: W[n, k] = codes[n, k] * scale[n, g] + low[n, g]. Two codes a byte."""
+
+    PARTS = ("codes", "scale", "low")
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
@@ -120,26 +142,30 @@ class Int4Linear(PackedLinear):
         self.codes = _stored(_pack(codes.flatten(1)))  # [N, K/2]
         self.scale, self.low = _stored(scale.to(self.dtype)), _stored(low.to(self.dtype))  # [N, G]
 
-    def parts(self) -> tuple[torch.Tensor, ...]:
-        return self.codes, self.scale, self.low
-
     @staticmethod
     def unpack(*parts: torch.Tensor) -> torch.Tensor:
         codes, scale, low = parts
         groups = _unpack(codes).float().unflatten(1, (scale.shape[1], -1))
         return (groups * scale.float()[..., None] + low.float()[..., None]).flatten(1)
 
+    @classmethod
+    def dense(cls, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
+        return _dense4(parts, dtype, nf4=False) if _triton_serves(parts[0]) else super().dense(parts, dtype)
+
     @staticmethod
     def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
         pairs = codes.unflatten(1, (scale.shape[1], -1))  # [N, G, g/2]
-        even, odd = x.float().view(scale.shape[1], -1, 2).unbind(-1)  # each [G, g/2]
+        even, odd = (half.view(scale.shape[1], -1) for half in _halves(x.float()))  # each [G, g/2]
         scale, low = scale.float()[..., None], low.float()[..., None]
         a, b = (pairs & 15).float() * scale + low, (pairs >> 4).float() * scale + low
         return (a * even[None] + b * odd[None]).sum((1, 2)).to(x.dtype)
 
 
 class Nf4Linear(PackedLinear):
-    """NormalFloat-4: W[n, k] = NF4_CODES[codes[n, k]] * scale[n, block]. Two codes a byte, even column first. Scales stay float32."""
+    """NormalFloat-4: W[n, k] = NF4_CODES[codes[n, k]] * scale[n, block]. Two codes a byte. Scales stay float32."""
+
+    PARTS = ("codes", "scale", "values")
+    SHARED = frozenset({"values"})
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
@@ -152,19 +178,20 @@ class Nf4Linear(PackedLinear):
         self.scale = _stored(scale.to(torch.float32))  # [N, B]
         self.values = _stored(values)  # [16]
 
-    def parts(self) -> tuple[torch.Tensor, ...]:
-        return self.codes, self.scale, self.values
-
     @staticmethod
     def unpack(*parts: torch.Tensor) -> torch.Tensor:
         codes, scale, values = parts
         blocks = values[_unpack(codes).int()].unflatten(1, (scale.shape[1], -1))
         return (blocks * scale[..., None]).flatten(1)
 
+    @classmethod
+    def dense(cls, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
+        return _dense4(parts, dtype, nf4=True) if _triton_serves(parts[0]) else super().dense(parts, dtype)
+
     @staticmethod
     def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
         pairs = codes.unflatten(1, (scale.shape[1], -1)).int()  # [N, B, b/2]
-        even, odd = x.float().view(scale.shape[1], -1, 2).unbind(-1)
+        even, odd = (half.view(scale.shape[1], -1) for half in _halves(x.float()))
         products = values[pairs & 15] * even[None] + values[pairs >> 4] * odd[None]
         return (products * scale[..., None]).sum((1, 2)).to(x.dtype)
 
@@ -175,9 +202,36 @@ def _stored(tensor: torch.Tensor) -> nn.Parameter:
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:
     """uint8 [N, K] of 0..15 -> uint8 [N, K/2]."""
-    return codes[:, 0::2] | (codes[:, 1::2] << 4)
+    low, high = _halves(codes)
+    return low | (high << 4)
 
 
 def _unpack(codes: torch.Tensor) -> torch.Tensor:
     """uint8 [N, K/2] -> uint8 [N, K]."""
-    return torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
+    if not _in_quads(2 * codes.shape[1]):
+        return torch.stack([codes & 15, codes >> 4], dim=-1).flatten(1)
+    bytes_ = codes.unflatten(1, (-1, 4, 4)).transpose(2, 3)  # word, byte -> byte, word
+    return torch.stack([bytes_ & 15, bytes_ >> 4], dim=3).flatten(1)
+
+
+def _halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """[..., K] -> the columns that lie in the bytes' lower and upper halves, each [..., K/2] in the bytes' order."""
+    if not _in_quads(x.shape[-1]):
+        return x[..., 0::2], x[..., 1::2]
+    low, high = x.unflatten(-1, (-1, 4, 2, 4)).unbind(-2)  # byte, half, word
+    return low.transpose(-1, -2).flatten(-3), high.transpose(-1, -2).flatten(-3)
+
+
+def _in_quads(columns: int) -> bool:
+    return columns % QUAD == 0
+
+
+def _triton_serves(tensor: torch.Tensor) -> bool:
+    return tensor.is_cuda and find_spec("triton") is not None
+
+
+def _dense4(parts: tuple[torch.Tensor, ...], dtype: torch.dtype, *, nf4: bool) -> torch.Tensor:
+    from stagebench.models._kernels_unpack import unpack4
+
+    codes, scale, third = parts
+    return unpack4(codes, scale, third, dtype, quads=_in_quads(2 * codes.shape[1]), nf4=nf4)
