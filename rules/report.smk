@@ -25,5 +25,7 @@ rule report:
         "<benchmarks>/report.tsv"
     conda:
         "../envs/report.yaml"
+    params:
+        settings=PLAN.report_params(),
     script:
         "../scripts/report.py"

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 if __name__ == "__main__":
     with job(snakemake.log[0]):
+        from stagebench.plan import Plan
         from stagebench.report import write_report
 
-        write_report(Path(snakemake.output[0]).parent)
+        results = Path(snakemake.config["paths"]["results"])
+        write_report(results, title=Plan.read(results / "plan.json").config.report.title)

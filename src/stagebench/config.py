@@ -216,6 +216,12 @@ class CompareConfig(_Section):
     same_within: Share = Field(0.02, description="Ratios inside 1 +- this count as SAME when the whole interval lies there.")
 
 
+class ReportConfig(_Section):
+    title: Annotated[str, Field(min_length=1, max_length=200)] | None = Field(
+        None, description="Heading of report.html; null takes the study's name."
+    )
+
+
 class Config(_Section):
     study: Slug = Field(description="Name of the study; results go to results/<study>.")
     datasets: dict[Slug, DatasetConfig] = Field(min_length=1)
@@ -227,6 +233,7 @@ class Config(_Section):
     variants: VariantsConfig = VariantsConfig()
     timing: TimingConfig = TimingConfig()
     compare: CompareConfig = CompareConfig()
+    report: ReportConfig = ReportConfig()
 
     @model_validator(mode="after")
     def _consistent(self) -> Config:
@@ -314,6 +321,7 @@ def reference_markdown() -> str:
         ("timing", TimingConfig),
         ("timing.repeats", RepeatsConfig),
         ("compare", CompareConfig),
+        ("report", ReportConfig),
     ]
     for title, section in sections:
         lines += ["", f"## {title}", "", "| key | default | meaning |", "|---|---|---|"]

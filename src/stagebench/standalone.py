@@ -159,7 +159,7 @@ def _run_study(
         tell("time samples", samples, all_samples)
     merge(plan, results)
     write_samples(plan, results, cache)
-    report = write_report(results)
+    report = write_report(results, title=config.report.title)
     return StudyResult(results, report, extracted, timed)
 
 

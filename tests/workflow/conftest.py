@@ -71,26 +71,31 @@ class Study:
     def results(self) -> Path:
         return self.folder / "results" / self.config["study"]
 
-    def run(self, *options: str, snakefile: Path = REPO / "Snakefile", prelude: str = "", check: bool = True) -> Run:
-        """Run Snakemake here. prelude: Python that runs before it, in its process."""
-        code = f"{prelude}\nimport sys\nfrom snakemake.cli import main\nmain(sys.argv[1:])"
-        command = [
-            *(sys.executable, "-c", code, "--snakefile", str(snakefile), "--directory", str(self.folder), "--nocolor"),
-            *options,
-            *("--configfile", str(self.folder / "config.yaml"), "--cores", "2"),
-            *(() if "--resources" in options else ("--resources", "gpu=1")),
-        ]
-        env = {
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "CUDA_VISIBLE_DEVICES": "",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
-        }
-        done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env=env)
+    def run(self, *options: str, snakefile: Path = REPO / "Snakefile", prelude: str = "", check: bool = True, **more: str) -> Run:
+        """Run Snakemake here. prelude: Python that runs before it, in its process. more: environment variables."""
+        command, env = self._call(options, snakefile, prelude)
+        done = subprocess.run(command, capture_output=True, text=True, timeout=1500, env={**env, **more})
         text = done.stdout + done.stderr
         if check and done.returncode:
             raise AssertionError(text[-6000:])
         return Run(done.returncode, text)
+
+    def start(self, *options: str) -> "subprocess.Popen[bytes]":
+        """The same in the background, as the leader of a session, so that all of it can be killed."""
+        command, env = self._call(options, REPO / "Snakefile", "")
+        return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+
+    def _call(self, options: tuple[str, ...], snakefile: Path, prelude: str) -> tuple[list[str], dict[str, str]]:
+        code = f"{prelude}\nimport sys\nfrom snakemake.cli import main\nmain(sys.argv[1:])"
+        command = [
+            *(sys.executable, "-c", code, "--snakefile", str(snakefile), "--directory", str(self.folder), "--nocolor"),
+            *options,
+            *("--configfile", str(self.folder / "config.yaml")),
+            *(() if "--cores" in options else ("--cores", "2")),
+            *(() if "--resources" in options else ("--resources", "gpu=1")),
+        ]
+        path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+        return command, {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "PATH": path}
 
     def plan(self) -> Run:
         """What a run would do."""

@@ -93,7 +93,7 @@ def build_summary(
         "dummy_weights": sorted(n for n, m in config.models.items() if m.weights.startswith("dummy:")),
         "machines": gathered.machines,
         "studies": studies,
-        "config": config.model_dump(mode="json"),
+        "config": config.model_dump(mode="json", exclude={"report"}),  # how the page looks: merged results do not depend on it
         "verify": list(verifications),
         "bottlenecks": bottleneck_sentences(tables["stages"], tables["optimisations"]),
         **{name: table.frame.to_dicts() for name, table in tables.items() if name != "failures"},

@@ -107,6 +107,10 @@ class Plan:
         """As `timing_params`, for the merge: all but what only timing jobs and shards depend on, and their names carry."""
         return canonical({"study": self.config.study, "compare": self._head["config"]["compare"], "models": list(self.config.models)})
 
+    def report_params(self) -> str:
+        """As `timing_params`, for the report: what stands on the page beside the merged results."""
+        return canonical(self._head["config"]["report"])
+
     def timing_params(self, job: TimingJob) -> str:
         """One canonical JSON string of all that must make a timing job run again when it changes."""
         return canonical(timing_settings(self.config, self._head, job.model, job.variant))
