@@ -255,7 +255,11 @@ def _anchor_times(job: Mapping[str, Any]) -> dict[str, float]:
 def _rows(file: JobFile) -> pa.Table:
     """One file's rows, checked, sorted and completed. Shape: rows x MERGED_SCHEMA."""
     try:
-        frame = pl.DataFrame(pq.read_table(file.path, columns=SCHEMA.names, page_checksum_verification=True, partitioning=None))
+        table = pq.read_table(file.path, columns=SCHEMA.names, page_checksum_verification=True, partitioning=None)
+        # our schema in place of the file's, whose metadata may hold bytes that polars panics at
+        table = pa.Table.from_arrays(table.columns, schema=SCHEMA)
+        table.validate(full=True)  # polars takes offsets and UTF-8 on trust
+        frame = pl.DataFrame(table)
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise MergeError(f"{file.path}: cannot be read ({error}). Delete it and run its timing job again.") from error
     for column, expected in (("dataset", file.dataset), ("model", file.model), ("variant", file.variant)):

@@ -58,11 +58,12 @@ def _samples(path: Path, study: Mapping[str, Any], machine: Mapping[str, Any], w
         table = pq.read_table(path, page_checksum_verification=True, partitioning=None)
         if not table.schema.equals(SCHEMA, check_metadata=False):
             return {}
+        rows = table.to_pylist()
     except (OSError, ValueError, KeyError, RecursionError, pa.ArrowException) as error:
         log.warning("%s: not taken over, for it cannot be read (%s)", path, error)
         return {}
     found: dict[str, list[dict[str, Any]]] = {}
-    for row in table.to_pylist():
+    for row in rows:
         if row["sample"] in wanted:
             found.setdefault(row["sample"], []).append(row)
     return found

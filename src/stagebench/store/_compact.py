@@ -47,6 +47,10 @@ def struct(data: bytes, at: int, wanted: Mapping[int, tuple[int, Parser]], refus
                 found[field], at = parse(data, at)
             elif field in refused:
                 raise ThriftError(f"field {field} at byte {at}, which is not expected here")
+            elif _I16 <= kind <= I64:  # most values are: no call for them
+                while data[at] > 127:
+                    at += 1
+                at += 1
             else:
                 at = _skip(data, at, kind, 0)
     except IndexError:
@@ -107,7 +111,7 @@ def _list(data: bytes, at: int) -> tuple[int, int, int]:
 
 def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
     """Where the value ends. Raises ThriftError for a type that Parquet does not use, IndexError or ShortError where the bytes end."""
-    if kind in (_I16, I32, I64):
+    if _I16 <= kind <= I64:
         while data[at] > 127:
             at += 1
         return at + 1
@@ -122,7 +126,13 @@ def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
             at += 1
             if head < 16:  # the field's number in full
                 at = _skip(data, at, I32, depth)
-            at = _skip(data, at, head & 15, depth + 1)
+            kind = head & 15
+            if _I16 <= kind <= I64:
+                while data[at] > 127:
+                    at += 1
+                at += 1
+            else:
+                at = _skip(data, at, kind, depth + 1)
         return at + 1
     if kind in (LIST, _SET):
         count, inner, at = _list(data, at)

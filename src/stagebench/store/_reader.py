@@ -294,6 +294,8 @@ class Shard:
             table = self._parquet.read(columns=names, use_threads=False).to_pylist()
         except (OSError, pa.ArrowException) as error:
             raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from error
+        if len(table) != len(self.clips):
+            raise StoreError(f"{self.path}: {len(table)} rows, {len(self.clips)} expected, one for each clip. {_AGAIN}")
         self._rows = {clip: _row(values) for clip, values in zip(self.clips, table, strict=True)}
         self._plain: dict[str, int] = {}
         self._pages: dict[str, Page] = {}
