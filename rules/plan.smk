@@ -6,8 +6,12 @@ from stagebench.plan import Plan, build_plan
 from stagebench.scripting import Ownership, log_progress
 
 # Scripts find these in snakemake.config: as params they would tie shards that studies share to one study's folder.
+# With the prefix that another workflow may put before this one's paths, as Snakemake puts it before inputs and outputs.
 config["paths"] = {
-    name: workflow.pathvars.apply(f"<{name}>") for name in ("results", "cache")
+    name: workflow.pathvars.apply(
+        workflow.modifier.path_modifier.replace_prefix(f"<{name}>")
+    )
+    for name in ("results", "cache")
 }
 PLAN_FILE = Path(config["paths"]["results"]) / "plan.json"
 

@@ -1,6 +1,7 @@
 """From a dataset's content to shards, blocks and jobs: names are digests of what is inside."""
 
 from stagebench.plan.model import BlockPlan, DatasetPlan, Leaf, ShardPlan, TimingJob
+from stagebench.plan.raw import raw_files
 from stagebench.plan.specs import SHARD_FORMAT, Kind, Variant, extraction_spec, origin
 from stagebench.plan.study import Plan, build_plan
 
@@ -17,4 +18,5 @@ __all__ = [
     "build_plan",
     "extraction_spec",
     "origin",
+    "raw_files",
 ]
