@@ -80,17 +80,17 @@ def _voxel(x, y, p, t, edges, t0, scale, bins, width, plane, grid):  # type: ign
             for k in range(plane):
                 right[k] = 0.0
             for i in range(np.uint64(edges[b]), np.uint64(edges[b + 1])):
-                k = np.uint64(np.uint32(y[i]) * columns + np.uint32(x[i]))
+                pixel = np.uint64(np.uint32(y[i]) * columns + np.uint32(x[i]))
                 sign = np.float32(2 * np.int32(p[i]) - 1)
                 share = np.float32((np.float64(t[i]) - t0) * scale - b) * sign
-                left[k] += sign - share
-                right[k] += share
+                left[pixel] += sign - share
+                right[pixel] += share
         else:
             for i in range(np.uint64(edges[b]), np.uint64(edges[b + 1])):
-                k = np.uint64(np.uint32(y[i]) * columns + np.uint32(x[i]))
+                pixel = np.uint64(np.uint32(y[i]) * columns + np.uint32(x[i]))
                 sign = np.float32(2 * np.int32(p[i]) - 1)
                 share = np.float32((np.float64(t[i]) - t0) * scale - b) * sign
-                left[k] += sign - share
+                left[pixel] += sign - share
 
 
 def _histogram(x, y, p, width, plane, counts):  # type: ignore[no-untyped-def]

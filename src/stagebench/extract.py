@@ -8,6 +8,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -17,7 +18,7 @@ from stagebench._reading import ClipPixels, read_clip, read_row
 from stagebench.digests import DigestIndex, combine
 from stagebench.errors import ConfigError, DatasetError, PlanError, SourceError, StagebenchError, StoreError
 from stagebench.plan import origin
-from stagebench.store import ClipRow, Shard, ShardWriter
+from stagebench.store import ClipRow, EncodedRow, Shard, ShardWriter
 
 if TYPE_CHECKING:
     from stagebench.dataset import Clip
@@ -84,12 +85,14 @@ def extract_shard(
         prepare()
     earlier = _Earlier(shard.earlier(cache), digests, spec)
     try:
-        with ShardWriter(output, shard.kind, spec, codec=spec.get("codec", "none")) as writer:
-            for number, (clip, row) in enumerate(_in_order(clips, earlier, reader, threads), 1):
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="extract") if threads > 1 else None
+        with pool or nullcontext(), ShardWriter(output, shard.kind, spec, codec=spec.get("codec", "none"), pool=pool) as writer:
+            for number, (clip, row) in enumerate(_in_order(clips, earlier, reader, writer, pool, threads), 1):
+                meta = (row.row if isinstance(row, EncodedRow) else row).meta
                 carried += clip.key in earlier
-                if not row.meta.ok:
-                    failed[clip.key] = row.meta.reason
-                    log.warning("%s: %s", clip.key, row.meta.reason)
+                if not meta.ok:
+                    failed[clip.key] = meta.reason
+                    log.warning("%s: %s", clip.key, meta.reason)
                 writer.add(row)
                 if progress is not None:
                     progress(number, len(clips))
@@ -112,27 +115,31 @@ def _check_failures(shard: ShardPlan, failed: Mapping[str, str], share: float, c
         )
 
 
-def _in_order(clips: Sequence[Clip], earlier: _Earlier, reader: _Reader, threads: int) -> Iterator[tuple[Clip, ClipRow]]:
-    """Rows in the order of the clips, read ahead by no more than a few: what is held does not grow with the shard."""
-    if threads == 1:
+def _in_order(
+    clips: Sequence[Clip], earlier: _Earlier, reader: _Reader, writer: ShardWriter, pool: ThreadPoolExecutor | None, threads: int
+) -> Iterator[tuple[Clip, ClipRow | EncodedRow]]:
+    """Rows in the order of the clips, read and encoded ahead by no more than a few: what is held does not grow with the shard."""
+    if pool is None:
         for clip in clips:
             yield clip, earlier.row(clip.key) or reader.row(clip)
         return
-    waiting: deque[tuple[Clip, Future[ClipRow] | None]] = deque()
-    with ThreadPoolExecutor(threads, thread_name_prefix="extract") as pool:
-        try:
-            rest = iter(clips)
-            while True:
-                for ahead in islice(rest, threads + 1 - len(waiting)):
-                    waiting.append((ahead, None if ahead.key in earlier else pool.submit(reader.row, ahead)))
-                if not waiting:
-                    return
-                clip, future = waiting.popleft()
-                row = earlier.row(clip.key) if future is None else future.result()
-                yield clip, row or reader.row(clip)
-                del row, future
-        finally:
-            pool.shutdown(cancel_futures=True)
+    waiting: deque[tuple[Clip, Future[ClipRow | EncodedRow] | None]] = deque()
+    try:
+        rest = iter(clips)
+        while True:
+            for ahead in islice(rest, threads + 1 - len(waiting)):
+                read = None if ahead.key in earlier else pool.submit(lambda clip: writer.encode(reader.row(clip)), ahead)
+                waiting.append((ahead, read))
+            if not waiting:
+                return
+            clip, future = waiting.popleft()
+            row = earlier.row(clip.key) if future is None else future.result()
+            yield clip, row or reader.row(clip)
+            del row, future
+    finally:
+        for _, future in waiting:
+            if future is not None:
+                future.cancel()
 
 
 class _Reader:

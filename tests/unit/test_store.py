@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from hypothesis import strategies as st
 from stagebench.errors import ChecksumError, SourceError, StoreError
 from stagebench.store import ClipRow, HostBuffer, Shard, ShardWriter
 from stagebench.store._format import pack_codes, unpack_codes
+from stagebench.store._trees import decode
 
 SPEC = {"version": 1, "count": 3}
 CLIP_SPEC = {"version": 1, "representation": "clip"}
@@ -272,7 +274,7 @@ def test_wrong_shape_or_type_is_refused_expected_against_found(tmp_path: Path, f
     """Sealed as it should be, written by something that does not keep to the format."""
     row = ClipRow.from_frames("seq/a", "d", pixels(1))
     if fault == "column":
-        import stagebench.store._writer as module
+        import stagebench.store._encode as module
 
         def wrong(kind: str, **how: object) -> pa.Schema:
             made = real(kind, **how)  # type: ignore[arg-type]
@@ -326,6 +328,74 @@ def test_equal_rows_give_equal_bytes(tmp_path: Path) -> None:
     assert one.read_bytes() == two.read_bytes()
 
 
+def _kinds() -> dict[str, tuple[str, str, list[ClipRow]]]:
+    """kind, codec and rows of shards of all sorts."""
+    same = [ClipRow.from_frames(f"c{i}", "d", pixels(i), pts=range(3), indices=range(3)) for i in range(6)]
+    mixed = [ClipRow.from_frames(f"c{i}", "d", pixels(i, height=12 + i // 2)) for i in range(6)]
+    failed = [ClipRow.failed(f"f{i}", "d", "no video stream") for i in range(3)]
+    raw: list[ClipRow] = [ClipRow.from_events(f"c{i}", "d", events(300_000 * i, i)) for i in range(3)]  # type: ignore[arg-type]
+    codes = [ClipRow.from_codes(f"c{i}", "d", [np.full((9, 9), i, np.uint8)], t0=5, t1=9, n_events=3) for i in range(3)]
+    return {
+        "same": ("frames", "none", same),
+        "lz4": ("frames", "lz4", same),
+        "zstd": ("frames", "zstd", mixed),
+        "mixed": ("frames", "none", [*failed[:2], *mixed, failed[2]]),
+        "failed": ("frames", "none", failed),
+        "none": ("frames", "none", []),
+        "raw": ("events", "none", [*raw, failed[0]]),
+        "codes": ("events", "none", [failed[0], *codes]),
+    }
+
+
+def _write_rows(path: Path, name: str, threads: int) -> bytes:
+    kind, codec, rows = _kinds()[name]
+    spec = CLIP_SPEC if name == "raw" else SPEC
+    with ThreadPoolExecutor(max(1, threads)) as pool, ShardWriter(path, kind, spec, codec, pool if threads else None) as writer:
+        encoded = pool.map(writer.encode, rows) if threads else rows
+        for row in encoded:
+            writer.add(row)
+    return path.read_bytes()
+
+
+@pytest.mark.parametrize("name", list(_kinds()))
+def test_the_bytes_are_the_same_whoever_encodes_and_writes_them(tmp_path: Path, name: str) -> None:
+    alone = _write_rows(tmp_path / "a.parquet", name, 0)
+    for threads in (1, 2, 4):
+        assert _write_rows(tmp_path / f"{threads}.parquet", name, threads) == alone
+    assert [p.name for p in tmp_path.iterdir() if p.suffix != ".parquet"] == []
+    with Shard.open(tmp_path / "4.parquet") as shard:
+        assert shard.clips == tuple(row.meta.clip for row in _kinds()[name][2])
+
+
+@pytest.mark.parametrize("name", list(_kinds()))
+def test_the_file_is_the_one_that_pyarrow_writes(tmp_path: Path, name: str) -> None:
+    """Pages and their places in the footer, against pyarrow's own writer over the same columns."""
+    kind, codec, rows = _kinds()[name]
+    ours = _write_rows(tmp_path / "a.parquet", name, 0)
+    found = pq.read_schema(tmp_path / "a.parquet").remove_metadata()
+    leaves = [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in found]
+    packing = {"xyp": "BYTE_STREAM_SPLIT", "t": "DELTA_BINARY_PACKED", "t_wide": "DELTA_BINARY_PACKED"}
+    bulk = [leaf for leaf in leaves if leaf.split(".")[0] in ("pixels", *packing)]
+    codec = codec if kind == "frames" else "zstd"
+    with pq.ParquetWriter(
+        tmp_path / "b.parquet",
+        found,
+        compression=dict.fromkeys(leaves, "none") | dict.fromkeys(bulk, codec),
+        compression_level=dict.fromkeys(bulk, 1) if codec == "zstd" else None,
+        use_dictionary=False,
+        column_encoding={leaf: packing.get(leaf.split(".")[0], "PLAIN") for leaf in leaves},
+        write_statistics=["clip"],
+        write_page_checksum=True,
+    ) as writer:
+        for row in rows:
+            writer.write_table(row.table(found))
+    theirs = (tmp_path / "b.parquet").read_bytes()
+    body, expected = (data[: len(data) - 8 - int.from_bytes(data[-8:-4], "little")] for data in (ours, theirs))
+    assert body == expected
+    (mine, _), (its, _) = (decode(data, len(body)) for data in (ours, theirs))
+    assert {k: v for k, v in mine.items() if k != 5} == {k: v for k, v in its.items() if k != 5}  # 5: key-value metadata
+
+
 _WRITE_FOREVER = """
 import sys, numpy as np
 from pathlib import Path
@@ -369,38 +439,40 @@ def test_a_living_writers_file_is_left_alone(tmp_path: Path) -> None:
         assert shard.clips == ("a", "b")
 
 
-def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
-    """In a process of its own with a file-size limit, whose errno stands for the disk's."""
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_full_disk_is_a_clear_error(tmp_path: Path, threads: int) -> None:
+    """In a process of its own, in which writing comes to an end as on a disk that runs full."""
     code = """
 import errno, os, sys
 import numpy as np
-import pyarrow as pa
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 import stagebench.store._writer as module
 from stagebench.errors import StoreError
 from stagebench.store import ClipRow
 
-class Full:
-    def __init__(self, path, mode): self.file, self.left = open(path, mode), 3000
-    def write(self, data):
-        self.left -= len(data)
-        if self.left < 0: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return self.file.write(data)
-    def flush(self): self.file.flush()
-    def close(self): self.file.close()
-    @property
-    def closed(self): return self.file.closed
+real, left = os.pwrite, 3000
 
-module.pa.OSFile = lambda path, mode: pa.PythonFile(Full(path, mode), mode="w")
-path = Path(sys.argv[1])
+def full(fd, data, at):
+    global left
+    if not left: raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    done = real(fd, data[:left], at)  # in part, as a disk that runs full does
+    left -= done
+    return done
+
+module.os.pwrite = full
+path, threads = Path(sys.argv[1]), int(sys.argv[2])
+pool = ThreadPoolExecutor(threads) if threads else None
 try:
-    with module.ShardWriter(path, "frames", {}) as writer:
+    with pool or nullcontext(), module.ShardWriter(path, "frames", {}, pool=pool) as writer:
         for i in range(9): writer.add(ClipRow.from_frames(f"c{i}", "d", np.zeros((2, 20, 30, 3), np.uint8)))
 except StoreError as error:
     print(error)
 print(os.listdir(path.parent))
 """
-    done = subprocess.run([sys.executable, "-c", code, str(tmp_path / "a.parquet")], capture_output=True, text=True, check=True)
+    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet"), str(threads)]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "the disk is full" in done.stdout and "stagebench cache prune" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"
 

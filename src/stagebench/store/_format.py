@@ -25,6 +25,7 @@ __all__ = [
     "ClipRow",
     "RowMeta",
     "holds_raw_events",
+    "one_value",
     "pack_codes",
     "rgb_bytes",
     "schema",
@@ -271,7 +272,7 @@ class ClipRow:
         bulk = {"pixels": self.pixels, "xyp": self.xyp}
         if self.t is not None:
             bulk["t" if self.t.dtype == np.int32 else "t_wide"] = self.t
-        columns = [_array(f.type, bulk.get(f.name) if f.name in BULK else values[f.name]) for f in target]
+        columns = [one_value(f.type, bulk.get(f.name) if f.name in BULK else values[f.name]) for f in target]
         return pa.Table.from_arrays(columns, schema=target)
 
 
@@ -296,7 +297,7 @@ def _meta(
     )
 
 
-def _array(kind: pa.DataType, value: Any) -> pa.Array:
+def one_value(kind: pa.DataType, value: Any) -> pa.Array:
     """An Arrow array of one value. From buffers, which copies nothing; `pa.array` and `pa.scalar` also import pandas, for half a second."""
     if value is None:
         return pa.nulls(1, kind)

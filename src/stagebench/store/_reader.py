@@ -1,4 +1,4 @@
-"""Reading a shard: verified when opened, then each clip by one `preadv` into memory that is there already."""
+"""Reading a shard: verified and mapped when opened, then each clip by one copy into memory that is there already."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from stagebench.errors import ChecksumError, StoreError
 from stagebench.store import _seal
 from stagebench.store._buffer import HostBuffer, split_frames
 from stagebench.store._format import BULK, FORMAT_VERSION, ClipRow, RowMeta, holds_raw_events, schema, stored_bytes, unpack_codes
+from stagebench.store._mapping import MappedFile, map_file
 from stagebench.store._pages import Page
 
 if TYPE_CHECKING:
@@ -42,6 +43,7 @@ class Shard:
         self._verified = self._sound = False  # every byte, and every byte but the bulk
         self._buffer = HostBuffer()
         self._packed = HostBuffer()
+        self._mapping: MappedFile | None = None
         try:
             self._footer, self._columns = _seal.check_tail(fd, path)  # before Arrow sees the file
             self._parquet = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
@@ -54,7 +56,7 @@ class Shard:
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True, threads: int | None = None) -> Shard:
-        """Open and, with `verify`, check every byte of the file.
+        """Open and, with `verify`, check every byte of the file, and map what was checked (where that is wise: see `_mapping`).
 
         threads: for verification; None takes the process's cores.
         Raises ChecksumError naming the shard (and the clip, where the damage lies in a clip's page), StoreError for what is
@@ -75,6 +77,9 @@ class Shard:
                 begin = time.perf_counter_ns()
                 shard.verify(threads=threads)
                 shard._verified = True
+                shard._mapping = map_file(fd, path)
+                if shard._mapping is not None:
+                    shard._mapping.populate()
                 shard.verify_ms = (time.perf_counter_ns() - begin) * 1e-6
             shard._read_rows()
         except BaseException:
@@ -92,6 +97,9 @@ class Shard:
         """Close the file. Views into the shard's buffer stay valid."""
         if self._fd >= 0:
             self._parquet.close()
+            if self._mapping is not None:
+                self._mapping.close()
+                self._mapping = None
             os.close(self._fd)
             self._fd = -1
 
@@ -138,6 +146,17 @@ class Shard:
             for frame, grey in zip(split_frames(flat, row.sizes), voxel_to_frames(self.grid(clip)), strict=True):
                 frame[:] = grey
         return split_frames(flat, row.sizes)
+
+    def view(self, clip: str) -> list[np.ndarray] | None:
+        """The clip's frames where they stand in the file, uint8 [H, W, 3] each, read-only and without a copy; valid after `close`, too.
+
+        None where there are none to be had so: compressed or rendered clips, a shard that was not verified or is not mapped, bytes that are
+        not in memory (reading them later would charge the disk to whoever looks). Raises as `frames`.
+        """
+        row = self._readable(clip)
+        where = self._plain.get(clip)
+        data = None if row.encoding != "rgb8" or where is None else self._mapped(where, row.rgb_bytes)
+        return None if data is None else split_frames(data, row.sizes)
 
     def decompresses(self, clip: str) -> bool:
         """Whether the clip's frames stand compressed in the file, byte for byte as `frames` gives them."""
@@ -204,8 +223,16 @@ class Shard:
         where = self._plain.get(clip)
         if where is None:
             flat[:] = self._pixels(clip)
+        elif (data := self._mapped(where, flat.size)) is not None:
+            np.copyto(flat, data)
         else:
             self._read_range(clip, flat, where)
+
+    def _mapped(self, where: int, size: int) -> np.ndarray | None:
+        """Bytes of the file without a copy, read-only uint8 [size]; None where they are not mapped or not in memory."""
+        if self._mapping is None or not self._mapping.holds(where, size):
+            return None
+        return self._mapping.data[where : where + size]
 
     def _read_range(self, clip: str, flat: np.ndarray, where: int) -> None:
         view, at = memoryview(flat.data), 0
@@ -224,8 +251,10 @@ class Shard:
             pixels = np.frombuffer(data, dtype=np.uint8) if data is not None and data.size else np.empty(0, dtype=np.uint8)
         else:
             page = self._pages[clip]
-            packed = self._packed.take(page.size)
-            self._read_range(clip, packed, page.payload)
+            packed = self._mapped(page.payload, page.size)
+            if packed is None:
+                packed = self._packed.take(page.size)
+                self._read_range(clip, packed, page.payload)
             try:
                 data = self._codec.decompress(pa.py_buffer(packed), page.raw_size)
             except (OSError, pa.ArrowException) as error:

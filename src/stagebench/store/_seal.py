@@ -9,7 +9,7 @@
 * The tail: blake2b-256 as `stagebench.seal` in the footer itself, taken with the seal's own 64 digits as zeros. It is checked
   before anything else reads the footer, so a damaged one never reaches the Thrift parser.
 
-Both digests have a fixed width; the writer puts zeros and replaces them before the file gets its final name.
+Both digests have a fixed width: the writer puts zeros, and replaces them before the footer is written.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from stagebench.errors import ChecksumError, StoreError
+from stagebench.errors import ChecksumError
 from stagebench.store._compact import ThriftError
 from stagebench.store._footer import Column, read_columns
 from stagebench.store._format import BULK
 from stagebench.store._pages import Page, PageError, pages, pread
 
-__all__ = ["BODY_KEY", "SEAL_KEY", "UNSEALED", "Chunk", "check_payloads", "check_tail", "locate", "patch", "structure_digest"]
+__all__ = ["BODY_KEY", "SEAL_KEY", "UNSEALED", "Chunk", "Structure", "check_payloads", "check_tail", "locate", "sealed", "structure_digest"]
 
 BODY_KEY = "stagebench.body"
 SEAL_KEY = "stagebench.seal"
@@ -132,22 +132,44 @@ def check_payloads(fd: int, chunks: Iterable[Chunk], clips: Sequence[str], path:
             report(item, bad)
 
 
-def patch(path: Path, fd: int) -> None:
-    """Put both digests where the writer left zeros."""
-    begin, tail = _tail(fd, path)
-    columns = read_columns(tail[:-8], begin)
-    clips = [str(column.row) for column in columns]  # no names yet
-    body = structure_digest(fd, begin, locate(fd, columns, clips, path)).encode()
+class Structure:
+    """`structure_digest` of a file that is being written: told of its bytes in their order, from the first on."""
+
+    def __init__(self) -> None:
+        self._digest = hashlib.blake2b(digest_size=32)
+        self._begin = 0
+        self._gap = bytearray()
+
+    def add(self, data: bytes | memoryview) -> None:
+        """Bytes that are no payload of a bulk column."""
+        self._gap += data
+
+    def skip(self, size: int) -> None:
+        """A payload of a bulk column, or a part of one."""
+        if self._gap:  # page headers stand between two payloads: no gap, the same payload
+            self._take()
+        self._begin += size
+
+    def hexdigest(self) -> str:
+        """With nothing but the footer to come."""
+        self._take()
+        return self._digest.hexdigest()
+
+    def _take(self) -> None:
+        end = self._begin + len(self._gap)
+        self._digest.update(self._begin.to_bytes(8, "little") + end.to_bytes(8, "little"))
+        self._digest.update(self._gap)
+        self._begin = end
+        self._gap.clear()
+
+
+def sealed(footer: bytes, body: str, path: Path) -> bytes:
+    """The file's tail: a footer that holds zeros for both digests, with the digests, its length and the magic."""
+    tail = footer + len(footer).to_bytes(4, "little") + _MAGIC
     at = _digits(tail, BODY_KEY, path)
-    tail = tail[:at] + body + tail[at + 64 :]
-    _write(fd, body, begin + at)
+    tail = tail[:at] + body.encode() + tail[at + 64 :]
     at = _digits(tail, SEAL_KEY, path)
-    _write(fd, _seal(tail, at), begin + at)
-
-
-def _write(fd: int, data: bytes, offset: int) -> None:
-    if os.pwrite(fd, data, offset) != len(data):
-        raise StoreError(f"{len(data)} bytes at {offset} were written in part. Free some space on the disk.")
+    return tail[:at] + _seal(tail, at) + tail[at + 64 :]
 
 
 def _tail(fd: int, path: Path) -> tuple[int, bytes]:

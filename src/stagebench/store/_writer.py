@@ -9,22 +9,37 @@ import json
 import os
 import secrets
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Executor, Future
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
-from typing import Any
-
-import pyarrow as pa
-import pyarrow.parquet as pq
+from typing import Any, NamedTuple
 
 from stagebench.errors import StoreError
-from stagebench.store._format import FORMAT_VERSION, MAX_PIXELS, ClipRow, holds_raw_events, schema
-from stagebench.store._seal import BODY_KEY, SEAL_KEY, UNSEALED, patch
+from stagebench.store._encode import Bytes, EncodedRow, RowEncoder, shift
+from stagebench.store._flush import Flusher
+from stagebench.store._format import FORMAT_VERSION, MAX_PIXELS, ClipRow, RowMeta, holds_raw_events
+from stagebench.store._seal import BODY_KEY, SEAL_KEY, UNSEALED, Structure, sealed
+from stagebench.store._trees import Struct
 
 __all__ = ["ShardWriter"]
 
 CODECS = ("none", "lz4", "zstd")
+_MAGIC = b"PAR1"
+_AHEAD = 2
+"""Rows that may wait to be written by the pool: they are held in memory."""
+
+
+class _Placed(NamedTuple):
+    """A row in the file."""
+
+    meta: RowMeta
+    page: int
+    """Where its pixels' page begins, behind the header."""
+    size: int
+    raw_size: int
 
 
 class ShardWriter:
@@ -32,10 +47,12 @@ class ShardWriter:
 
     path: the final name. kind: frames | events. spec: the extraction spec, kept in the file.
     codec: of the pixels of a frames shard; event shards are zstd-1 in any case.
+    pool: what puts rows into the file, each at its place; without one, `add` does. It must outlive the writer's `with` block. The file's
+    bytes are the rows' in their order, whatever the pool and whoever encoded them.
     Raises StoreError where the disk is full or refuses, for a row of another content, and for a clip that is there already.
     """
 
-    def __init__(self, path: Path, kind: str, spec: Mapping[str, Any], codec: str = "none") -> None:
+    def __init__(self, path: Path, kind: str, spec: Mapping[str, Any], codec: str = "none", pool: Executor | None = None) -> None:
         if codec not in CODECS:
             raise StoreError(f"codec {codec!r}: expected one of {', '.join(CODECS)}. Set cache.codec.")
         if kind not in ("frames", "events"):
@@ -44,15 +61,24 @@ class ShardWriter:
         self.kind = kind
         self.spec = dict(spec)
         self.raw_events = holds_raw_events(kind, spec)
-        self._codec = codec if kind == "frames" else "zstd"
-        self._level = 1 if self._codec == "zstd" else None
+        self._encoder = RowEncoder(kind, raw_events=self.raw_events, codec=codec if kind == "frames" else "zstd")
+        self._pool = pool
         self._clips: dict[str, tuple[str, str]] = {}
-        self._waiting: list[ClipRow] = []  # failed rows before the first with pixels: the schema is not known yet
-        self._schema: pa.Schema | None = None
-        self._file: pa.NativeFile | None = None
-        self._writer: pq.ParquetWriter | None = None
+        self._failed_first: list[ClipRow] = []  # before the first row with pixels: their column's type is not known yet
+        self._known = self.raw_events  # whether it is
+        self._fixed: int | None = None  # bytes of each value of that column, or None for any
         self._temp: Path | None = None
-        self._lock = -1
+        self._fd = -1
+        self._flusher: Flusher | None = None
+        self._pending: deque[Future[None]] = deque()
+        self._begin()
+
+    def _begin(self) -> None:
+        """An empty file."""
+        self._at = 0
+        self._groups: list[Struct] = []
+        self._placed: list[_Placed] = []
+        self._structure = Structure()
 
     def __enter__(self) -> ShardWriter:
         with self._disk():
@@ -69,8 +95,15 @@ class ShardWriter:
         finally:
             self._discard()
 
-    def add(self, row: ClipRow) -> None:
+    def encode(self, row: ClipRow) -> EncodedRow | ClipRow:
+        """What `add` takes, so that it has little left to do. For any thread, in any order."""
+        if not row.meta.ok or row.nbytes > MAX_PIXELS or (row.xyp is not None) != self.raw_events:
+            return row  # for `add` to judge
+        return self._encoder.encode(row, self._fixed if self._known else self._own_size(row))
+
+    def add(self, row: ClipRow | EncodedRow) -> None:
         """Append one clip as one row group."""
+        encoded, row = (row, row.row) if isinstance(row, EncodedRow) else (None, row)
         meta = row.meta
         if meta.clip in self._clips:
             raise StoreError(f"{self.path}: clip {meta.clip} is there already. Each clip is one row: check the plan.")
@@ -82,112 +115,112 @@ class ShardWriter:
             raise StoreError(
                 f"{self.path}: clip {meta.clip} takes {row.nbytes} bytes, a row holds {MAX_PIXELS}. Lower frames.count or cache.resize."
             )
+        if self._fd < 0:
+            raise StoreError(f"{self.path}: rows are added inside `with ShardWriter(...)` only. Open the writer first.")
         self._clips[meta.clip] = (meta.digest, meta.status)
         with self._disk(row.nbytes):
-            self._add(row)
+            self._add(row, encoded)
 
-    def _add(self, row: ClipRow) -> None:
-        if self._schema is None:
-            if not row.meta.ok and not self.raw_events:
-                self._waiting.append(row)
+    def _add(self, row: ClipRow, encoded: EncodedRow | None) -> None:
+        if not self._known:
+            if not row.meta.ok:
+                self._failed_first.append(row)
                 return
-            self._start(row)
-        elif row.pixels is not None:
-            pixels = self._schema.field("pixels").type
-            if pa.types.is_fixed_size_binary(pixels) and pixels.byte_width != row.pixels.nbytes:
-                self._loosen()
-        self._write(row.table(self._open_schema))
+            self._settle(self._own_size(row))
+        elif row.pixels is not None and self._fixed is not None and row.pixels.nbytes != self._fixed:
+            self._loosen()
+        self._append(row, encoded)
 
-    @property
-    def _open_schema(self) -> pa.Schema:
-        if self._schema is None:
-            raise StoreError(f"{self.path}: rows are added inside `with ShardWriter(...)` only. Open the writer first.")
-        return self._schema
+    @staticmethod
+    def _own_size(row: ClipRow) -> int | None:
+        return row.pixels.nbytes or None if row.pixels is not None else None
 
-    def _start(self, row: ClipRow | None) -> None:
-        fixed = row.pixels.nbytes if row is not None and row.pixels is not None and row.pixels.nbytes else None
-        self._open(schema(self.kind, raw_events=self.raw_events, fixed=fixed))
-        for early in self._waiting:
-            self._write(early.table(self._open_schema))
-        self._waiting.clear()
+    def _settle(self, fixed: int | None) -> None:
+        """The pixel column's type, and the rows that waited for it."""
+        self._fixed, self._known = fixed, True
+        for early in self._failed_first:
+            self._append(early)
+        self._failed_first.clear()
 
-    def _open(self, target: pa.Schema) -> None:
-        """A Parquet writer on the temporary file."""
-        self._schema = target
-        names = target.names
-        bulk = [name for name in ("pixels", "xyp", "t", "t_wide") if name in names]
-        leaves = {name: name if name == "pixels" else f"{name}.list.element" for name in bulk}
-        compression = dict.fromkeys(_leaves(target), "none") | dict.fromkeys(leaves.values(), self._codec)
-        encoding = {
-            "xyp.list.element": "BYTE_STREAM_SPLIT",
-            "t.list.element": "DELTA_BINARY_PACKED",
-            "t_wide.list.element": "DELTA_BINARY_PACKED",
-        }
-        self._file = pa.OSFile(str(self._temp), "wb")
-        self._writer = pq.ParquetWriter(
-            self._file,
-            target,
-            compression=compression,
-            compression_level=dict.fromkeys(leaves.values(), self._level) if self._level else None,
-            use_dictionary=False,
-            column_encoding={leaf: encoding.get(leaf, "PLAIN") for leaf in _leaves(target)},
-            write_statistics=["clip"],
-            write_page_checksum=True,
-            data_page_version="1.0",
-        )
+    def _append(self, row: ClipRow, encoded: EncodedRow | None = None) -> None:
+        if encoded is None or encoded.fixed != self._fixed:
+            encoded = self._encoder.encode(row, self._fixed)
+        at = self._at
+        shift(encoded.group, at)
+        self._groups.append(encoded.group)
+        bulk = sum(len(piece) for piece, is_bulk in encoded.pieces if is_bulk)
+        self._placed.append(_Placed(row.meta, at + encoded.nbytes - bulk, bulk, encoded.raw_bytes))
+        for piece, is_bulk in encoded.pieces:
+            if is_bulk:
+                self._structure.skip(len(piece))
+            else:
+                self._structure.add(piece)
+        self._at += encoded.nbytes
+        self._put([piece for piece, _ in encoded.pieces], at)
 
-    def _write(self, table: pa.Table) -> None:
-        if self._writer is None:
-            raise StoreError(f"{self.path}: the writer is closed. Add rows inside its `with` block.")
-        self._writer.write_table(table)
+    def _put(self, pieces: Sequence[Bytes], at: int) -> None:
+        """Write at a place, now or soon."""
+        if self._pool is None:
+            self._write(self._fd, pieces, at)
+            return
+        while len(self._pending) >= _AHEAD:
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._write, self._fd, pieces, at))
+
+    def _write(self, fd: int, pieces: Sequence[Bytes], at: int) -> None:
+        for piece in pieces:
+            view = memoryview(piece)
+            while view:
+                done = os.pwrite(fd, view, at)
+                view, at = view[done:], at + done
+        if self._flusher is not None:
+            self._flusher.wrote(sum(map(len, pieces)))
+
+    def _written(self) -> None:
+        """Wait for the pool. Raises what went wrong there."""
+        while self._pending:
+            self._pending.popleft().result()
 
     def _loosen(self) -> None:
         """A clip of another size: write the rows so far again, with a column that takes any size."""
-        old, lock = self._temp, self._lock
-        self._close_parquet()
-        self._temp, self._lock = None, -1
+        self._written()
+        old, fd, placed, fixed = self._temp, self._fd, self._placed, self._fixed
+        flusher, self._flusher = self._flusher, None
+        self._temp, self._fd = None, -1
         try:
             self._new_temp()
-            target = schema(self.kind)
-            self._open(target)
-            with pq.ParquetFile(old, page_checksum_verification=True) as source:
-                for group in range(source.metadata.num_row_groups):
-                    self._write(source.read_row_group(group, use_threads=False).cast(target))
+            self._fixed = None
+            for row in placed:
+                pixels = None
+                if row.meta.ok:
+                    pixels = self._encoder.pixels(os.pread(fd, row.size, row.page), row.raw_size, fixed)
+                self._append(ClipRow(row.meta, pixels=pixels))
         finally:
-            _remove(old, lock)
-
-    def _close_parquet(self) -> None:
-        if self._writer is not None:
-            self._writer.close()
-            self._writer = None
-        if self._file is not None:
-            self._file.close()
-            self._file = None
+            if flusher is not None:
+                flusher.close()
+            _remove(old, fd)
 
     def _commit(self) -> None:
-        if self._schema is None:
-            self._start(None)
-        if self._writer is None or self._temp is None:
+        if not self._known:
+            self._settle(None)
+        if self._temp is None:
             raise StoreError(f"{self.path}: the writer is closed. Use each writer once.")
         clips = [{"clip": clip, "digest": digest, "status": status} for clip, (digest, status) in self._clips.items()]
-        self._writer.add_key_value_metadata(
-            {
-                "stagebench.format": str(FORMAT_VERSION),
-                "stagebench.kind": self.kind,
-                "stagebench.spec": _json(self.spec),
-                "stagebench.clips": _json(clips),
-                "stagebench.writer": _json({name: _version(name) for name in ("stagebench", "pyarrow", "numpy", "av", "pillow")}),
-                BODY_KEY: UNSEALED,
-                SEAL_KEY: UNSEALED,
-            }
-        )
-        self._close_parquet()
-        fd = os.open(self._temp, os.O_RDWR)
-        try:
-            patch(self._temp, fd)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
+        metadata = {
+            "stagebench.format": str(FORMAT_VERSION),
+            "stagebench.kind": self.kind,
+            "stagebench.spec": _json(self.spec),
+            "stagebench.clips": _json(clips),
+            "stagebench.writer": _json({name: _version(name) for name in ("stagebench", "pyarrow", "numpy", "av", "pillow")}),
+            BODY_KEY: UNSEALED,
+            SEAL_KEY: UNSEALED,
+        }
+        footer = self._encoder.footer(self._fixed, self._groups, metadata)
+        self._put([sealed(footer, self._structure.hexdigest(), self.path)], self._at)
+        self._written()
+        if self._flusher is not None:
+            self._flusher.close()
+        os.fsync(self._fd)
         self._temp.replace(self.path)
         self._temp = None
         folder = os.open(self.path.parent, os.O_RDONLY)
@@ -198,10 +231,15 @@ class ShardWriter:
 
     def _new_temp(self) -> None:
         self._temp = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
-        # the lock says that a living process writes here; the system drops it with the process
-        self._lock = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
+        self._fd = os.open(self._temp, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o666)
         with contextlib.suppress(OSError):  # a file system without locks
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # the lock says that a living process writes here; the system drops it with the process
+            fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        self._begin()
+        self._flusher = Flusher(self._fd)
+        self._structure.add(_MAGIC)
+        self._at = len(_MAGIC)
+        self._write(self._fd, [_MAGIC], 0)
 
     def _sweep(self) -> None:
         """Remove what a killed writer of this shard left; leave what a living one holds locked."""
@@ -219,11 +257,17 @@ class ShardWriter:
                 os.close(fd)
 
     def _discard(self) -> None:
-        with contextlib.suppress(Exception):  # closing writes a footer, which fails on a full disk
-            self._close_parquet()
-        self._writer = self._file = None
-        _remove(self._temp, self._lock)
-        self._temp, self._lock = None, -1
+        for future in self._pending:
+            future.cancel()
+        while self._pending:
+            with contextlib.suppress(BaseException):  # an exception is on its way already
+                self._pending.popleft().result()
+        if self._flusher is not None:
+            with contextlib.suppress(OSError):
+                self._flusher.close()
+            self._flusher = None
+        _remove(self._temp, self._fd)
+        self._temp, self._fd = None, -1
 
     @contextlib.contextmanager
     def _disk(self, nbytes: int = 0) -> Iterator[None]:
@@ -240,15 +284,11 @@ class ShardWriter:
             raise StoreError(f"{self.path}: cannot be written: {error}. Check the folder and its permissions.") from error
 
 
-def _remove(temp: Path | None, lock: int) -> None:
+def _remove(temp: Path | None, fd: int) -> None:
     if temp is not None:
         temp.unlink(missing_ok=True)
-    if lock >= 0:
-        os.close(lock)
-
-
-def _leaves(target: pa.Schema) -> list[str]:
-    return [f"{f.name}.list.element" if pa.types.is_list(f.type) else f.name for f in target]
+    if fd >= 0:
+        os.close(fd)
 
 
 def _escape(name: str) -> str:

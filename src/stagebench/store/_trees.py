@@ -1,0 +1,128 @@
+"""Whole Thrift structs (compact protocol) as trees, to be changed and written again: what the writer makes footers of.
+
+A struct is a dict from field number to (type, value), a list is (type of its elements, elements). A boolean field is its type. Only
+pyarrow's own footers are decoded here, never a file's: what is read from files goes through `_thrift`, which takes nothing on trust.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+__all__ = ["BINARY", "I16", "I32", "I64", "LIST", "STRUCT", "Struct", "decode", "encode"]
+
+_TRUE, _FALSE, _BYTE, I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
+
+Struct = dict[int, tuple[int, Any]]
+
+
+def decode(data: bytes, at: int = 0) -> tuple[Struct, int]:
+    """The struct at a place, and the place behind it. `encode` gives the same bytes. Raises ValueError for a type that Parquet has not."""
+    struct: Struct = {}
+    field = 0
+    while head := data[at]:
+        at += 1
+        kind = head & 15
+        if head >> 4:
+            field += head >> 4
+        else:
+            field, at = _integer(data, at)
+        value, at = _value(data, at, kind)
+        struct[field] = (kind, value)
+    return struct, at + 1
+
+
+def encode(struct: Struct) -> bytes:
+    """The bytes of a struct, its fields in the order of their numbers."""
+    out = bytearray()
+    _put_struct(out, struct)
+    return bytes(out)
+
+
+def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
+    if kind in (I32, I64, I16):
+        return _integer(data, at)
+    if kind == BINARY:
+        length, at = _varint(data, at)
+        return data[at : at + length], at + length
+    if kind == STRUCT:
+        return decode(data, at)
+    if kind == LIST:
+        head, at = data[at], at + 1
+        count, inner = head >> 4, head & 15
+        if count == 15:
+            count, at = _varint(data, at)
+        values = []
+        for _ in range(count):
+            value, at = (data[at], at + 1) if inner in (_TRUE, _FALSE) else _value(data, at, inner)
+            values.append(value)
+        return (inner, values), at
+    if kind in (_TRUE, _FALSE):
+        return None, at
+    if kind == _BYTE:
+        return data[at], at + 1
+    raise ValueError(f"a Thrift value of type {kind} at {at}")
+
+
+def _integer(data: bytes, at: int) -> tuple[int, int]:
+    value, at = _varint(data, at)
+    return value >> 1 ^ -(value & 1), at
+
+
+def _varint(data: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while (byte := data[at]) > 127:
+        value |= (byte & 127) << shift
+        shift += 7
+        at += 1
+    return value | byte << shift, at + 1
+
+
+def _put_struct(out: bytearray, struct: Struct) -> None:
+    before = 0
+    for field, (kind, value) in sorted(struct.items()):
+        delta = field - before
+        if delta < 16:
+            out.append(delta << 4 | kind)
+        else:
+            out.append(kind)
+            _put_integer(out, field)
+        before = field
+        _put(out, kind, value)
+    out.append(0)
+
+
+def _put(out: bytearray, kind: int, value: Any) -> None:
+    if kind in (I32, I64, I16):
+        _put_integer(out, value)
+    elif kind == BINARY:
+        _put_varint(out, len(value))
+        out += value
+    elif kind == STRUCT:
+        _put_struct(out, value)
+    elif kind == LIST:
+        inner, values = value
+        if len(values) < 15:
+            out.append(len(values) << 4 | inner)
+        else:
+            out.append(0xF0 | inner)
+            _put_varint(out, len(values))
+        for each in values:
+            if inner in (_TRUE, _FALSE):
+                out.append(each)
+            else:
+                _put(out, inner, each)
+    elif kind == _BYTE:
+        out.append(value)
+    elif kind not in (_TRUE, _FALSE):
+        raise ValueError(f"a Thrift value of type {kind}")
+
+
+def _put_integer(out: bytearray, value: int) -> None:
+    _put_varint(out, (value << 1) ^ (value >> 63))
+
+
+def _put_varint(out: bytearray, value: int) -> None:
+    while value > 127:
+        out.append(value & 127 | 128)
+        value >>= 7
+    out.append(value)

@@ -1,0 +1,59 @@
+"""Bytes flushed to the disk beside the writing: a lost write is told, and the thread ends with the file."""
+
+from __future__ import annotations
+
+import errno
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from stagebench.errors import StoreError
+from stagebench.store import ClipRow, Shard, ShardWriter, _flush
+
+
+def rows(count: int = 6) -> list[ClipRow]:
+    return [ClipRow.from_frames(f"c{i}", "d", np.full((2, 20, 30, 3), i, np.uint8)) for i in range(count)]
+
+
+def test_flushes_beside_the_writing_and_leaves_no_thread(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    flushed = threading.Event()
+    real = os.fdatasync
+    monkeypatch.setattr(_flush, "_STEP", 5000)
+    monkeypatch.setattr(_flush.os, "fdatasync", lambda fd: (real(fd), flushed.set()))
+    with ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
+        for row in rows():
+            writer.add(row)
+        assert flushed.wait(10)
+    assert not [t for t in threading.enumerate() if t.name == "flush"]
+    with Shard.open(tmp_path / "a.parquet") as shard:
+        assert len(shard.clips) == 6
+
+
+def test_a_write_lost_behind_the_writers_back_fails_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel reports it to one fsync of a file only: the last one would succeed."""
+    failed = threading.Event()
+
+    def lost(fd: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(_flush, "_STEP", 5000)
+    monkeypatch.setattr(_flush.os, "fdatasync", lost)
+    with pytest.raises(StoreError, match="Input/output error"), ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
+        for row in rows():
+            writer.add(row)
+        assert failed.wait(10)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_an_exception_ends_the_thread_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_flush, "_STEP", 5000)
+    with pytest.raises(ZeroDivisionError), ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
+        for row in rows():
+            writer.add(row)
+        raise ZeroDivisionError
+    assert not [t for t in threading.enumerate() if t.name == "flush"]
+    assert list(tmp_path.iterdir()) == []
