@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import polars as pl
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from stagebench.config import Config
 from stagebench.errors import MergeError, StagebenchError
 from stagebench.merge.analysis import SETTINGS, Group, groups
 from stagebench.merge.comparison import paired, ratio_row
-from stagebench.merge.gather import difference
+from stagebench.merge.gather import MERGED_SCHEMA, difference
 
 __all__ = ["Outcome", "compare_results", "exit_code"]
 
@@ -46,10 +48,7 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
     summaries, found = [], []
     for folder in (Path(a), Path(b)):
         summaries.append(_summary(folder))
-        try:
-            found.append(groups(folder / "timings.parquet"))
-        except (OSError, pl.exceptions.PolarsError) as error:
-            raise MergeError(f"{folder / 'timings.parquet'}: cannot be read ({error}). Merge the study again.") from error
+        found.append(_groups(folder))
     config = Config.model_validate(summaries[1]["config"])
     index = {_key(group): group for group in found[0] if group.n}
     notes = [
@@ -85,6 +84,20 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
 def exit_code(rows: Sequence[Mapping[str, Any]], threshold: float) -> int:
     """1 when a total is SLOWER and the low end of its interval lies above 1 + threshold, else 0. Noise alone never fails a build."""
     return int(any(r["metric"] == "total" and r["verdict"] == "SLOWER" and r["low"] is not None and r["low"] > 1 + threshold for r in rows))
+
+
+def _groups(folder: Path) -> list[Group]:
+    """The groups of a folder that may be a stranger's: read by Arrow under our own schema, for polars panics at some forged files."""
+    path = folder / "timings.parquet"
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            table = file.read(use_threads=False)
+        known = pa.schema([column for column in MERGED_SCHEMA if column.name in table.column_names])  # an older study may have fewer
+        table = table.select(known.names).cast(known)
+        table.validate(full=True)  # polars takes offsets and UTF-8 on trust
+        return groups(pl.DataFrame(table).lazy())
+    except (OSError, ValueError, KeyError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+        raise MergeError(f"{path}: cannot be read ({error}). Merge the study again.") from error
 
 
 def _summary(folder: Path) -> dict[str, Any]:

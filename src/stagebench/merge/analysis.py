@@ -78,9 +78,9 @@ class Group:
         return [str(s) for s in self.typical["sequence"].fill_null("")]
 
 
-def groups(timings: Path) -> list[Group]:
-    """All groups of a merged file, in sorted order. Columns of text and tokens are not read."""
-    frame = pl.scan_parquet(timings)
+def groups(timings: Path | pl.LazyFrame) -> list[Group]:
+    """All groups of a merged file or of its rows, in sorted order. Columns of text and tokens are not read."""
+    frame = pl.scan_parquet(timings) if isinstance(timings, Path) else timings
     wanted = [name for name in frame.collect_schema().names() if name not in _HEAVY]
     data = (
         frame.select(wanted)
