@@ -83,8 +83,14 @@ def model_pairs(found: Sequence[Group], config: Config) -> Iterator[Pair]:
 
 def _match(group: Group, config: Config) -> tuple[Any, ...]:
     frames = group.settings["frames"] if config.variants.frames else None
-    source = (group.settings["source"] if group.settings["source"] == "cache" else _LIVE) if config.variants.source else None
+    source = _kind(group.settings["source"]) if config.variants.source else None
     return (group.machine, group.dataset, group.length, *(group.settings[name] for name in _ALIKE), frames, source)
+
+
+def _kind(source: str) -> str:
+    """The kind of a source: cache, or live where it is read from the clip's own files; with the suffix of how it was read (`+prefetch`)."""
+    name, plus, how = source.partition("+")
+    return (name if name == "cache" else _LIVE) + plus + how
 
 
 def ratio_row(pair: Pair, metric: str, config: Config) -> dict[str, Any]:
