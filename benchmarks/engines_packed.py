@@ -34,25 +34,19 @@ def candidates(scheme: str, part: str) -> list[Any]:
     from stagebench.engines._launch import Linear
 
     gated, down = part == "gate_up", part == "down"
-    if scheme == "int8":
-        if down:
-            found = [("rows", 4, 2048, 4, 0), ("rows", 2, 4096, 8, 0), ("rows", 4, 1024, 4, 0), ("rows", 8, 1024, 4, 0)]
-            found += [("rows", 2, 2048, 4, 0), ("rows", 4, 4096, 8, 0), ("rows", 8, 2048, 8, 0), ("persistent", 1, 0, 16, 2)]
+    wide = 4096 if scheme != "int8" else 2048  # columns that 128 threads read at once
+    if down:
+        found = [("rows", n, c, w, 0) for n in (2, 4, 8) for c, w in ((wide, 4), (wide // 2, 2), (wide * 2, 8))]
+        if scheme == "int8":
+            found += [("persistent", 1, 0, 16, 2), ("persistent", 2, 0, 16, 1), ("persistent", 2, 0, 16, 2), ("rows", 4, 4096, 4, 0)]
         else:
-            found = [
-                ("persistent", n, 0, w, s) for n, w, s in ((4, 8, 2), (8, 8, 2), (4, 4, 3), (4, 8, 3), (2, 4, 4), (4, 4, 4), (2, 8, 4))
-            ]
-            found = [(k, max(1, n // 2) if gated else n, c, w, s) for k, n, c, w, s in found]
-            found += [
-                ("rows", 2 if gated else 4, 4096, 8, 0),
-                ("rows", 2 if gated else 4, 2048, 4, 0),
-                ("rows", 1 if gated else 2, 4096, 4, 0),
-            ]
-    elif down:
-        found = [("rows", n, c, w, 0) for n, c, w in ((4, 4096, 4), (2, 4096, 4), (8, 4096, 4), (4, 2048, 2), (2, 2048, 2), (8, 2048, 2))]
-        found += [("persistent", n, 0, w, s) for n, w, s in ((2, 16, 1), (2, 16, 2), (4, 16, 1), (2, 8, 2), (1, 16, 2), (1, 8, 3))]
+            found += [("persistent", n, 0, w, s) for n, w, s in ((2, 16, 1), (2, 16, 2), (4, 16, 1), (2, 8, 2), (4, 8, 2))]
+    elif scheme == "int8":
+        shapes = ((4, 4, 2), (4, 4, 3), (4, 4, 4), (8, 4, 2), (8, 8, 2), (4, 8, 2), (4, 8, 3), (4, 8, 4), (2, 4, 4), (2, 4, 6))
+        found = [("persistent", max(1, n // 2) if gated else n, 0, w, s) for n, w, s in shapes]
+        found += [("rows", 2 if gated else 4, 4096, 4, 0), ("rows", 2 if gated else 4, 4096, 8, 0)]
     else:
-        shapes = ((4, 4, 2), (4, 4, 3), (4, 4, 4), (2, 4, 4), (2, 4, 5), (2, 4, 6), (8, 4, 2), (4, 4, 6))
+        shapes = ((4, 4, 2), (4, 4, 3), (4, 4, 4), (2, 4, 4), (2, 4, 5), (2, 4, 6), (8, 4, 2), (4, 2, 6), (4, 2, 8), (2, 2, 8))
         found = [("persistent", max(1, n // 2) if gated else n, 0, w, s) for n, w, s in shapes]
         found += [("rows", 1 if gated else 2, 4096, 4, 0), ("rows", 2 if gated else 4, 4096, 4, 0)]
     return [Linear(*each) for each in found]
@@ -95,12 +89,13 @@ def precompile(part: int, parts: int, schemes: list[str]) -> None:
 
 
 @torch.inference_mode()
-def step_logits(session: Any, config: Any) -> torch.Tensor:
-    """Logits of one step with these settings, the state put back."""
+def step_logits(session: Any, config: Any, token: torch.Tensor) -> torch.Tensor:
+    """Logits of the step after `token` with these settings, the state put back."""
     from stagebench.engines._triton_step import TritonStep
 
     old, state = session.step, session.state
     saved = [t.clone() for t in (state.slot, state.positions, state.count, state.done, state.token)]
+    state.token.copy_(token)
     step = TritonStep(session.weights, state, old._cos, old._sin, None, config)
     step.begin()
     step.layers(range(len(session.weights.layers)))
@@ -117,6 +112,12 @@ def dense_logits(model: Any, session: Any, prompt: Any) -> torch.Tensor:
     return model(inputs_embeds=embeds, use_cache=False, logits_to_keep=1).logits[:, -1]
 
 
+@torch.inference_mode()
+def prefill_ms(session: Any, prompt: Any) -> float:
+    replay = session.prefills[(prompt.length, False)]
+    return event_ms(lambda: replay(prompt), 5, 1)
+
+
 def scheme_results(scheme: str, search: bool) -> None:
     from stagebench.engines.quality import compare_logits
 
@@ -127,7 +128,7 @@ def scheme_results(scheme: str, search: bool) -> None:
     short = sessions["eventgpt"]
     limits = {name: limit_ms(s, CONTEXTS[name] + NEW // 2) for name, s in sessions.items()}
     found["step_bytes"], found["limit_ms"] = short.weights.step_bytes, limits
-    plain = dense_logits(model, short, prompts["eventgpt"])
+    plain, token = dense_logits(model, short, prompts["eventgpt"]), short.state.token.clone()
     best = short.step.config
 
     def note(label: str, config: Any) -> None:
@@ -135,7 +136,7 @@ def scheme_results(scheme: str, search: bool) -> None:
             name: attempt(f"{scheme} {label} {name}", step_ms, s, dataclasses.replace(config, block_s=s.step.config.block_s))
             for name, s in sessions.items()
         }
-        right = attempt(f"{scheme} {label} logits", lambda: compare_logits(plain, step_logits(short, config)))
+        right = attempt(f"{scheme} {label} logits", lambda: compare_logits(plain, step_logits(short, config, token)))
         found[label] = {"ms": times, "config": {f.name: str(getattr(config, f.name)) for f in dataclasses.fields(config)}}
         found[label]["logits"] = dataclasses.asdict(right) if right else None
         text = "  ".join(f"{name} {ms:.3f} ({limits[name] / ms:.0%} of {limits[name]:.2f})" for name, ms in times.items() if ms)
@@ -176,8 +177,7 @@ def scheme_results(scheme: str, search: bool) -> None:
     row(f"{scheme:5} parts ms (limit): " + "  ".join(f"{k} {v:.3f} ({ideal.get(k, 0):.3f})" for k, v in (parts or {}).items()))
     found["prefill_ms"] = {}
     for name, session in sessions.items():
-        replay = session.prefills[(CONTEXTS[name], False)]
-        ms = attempt(f"{scheme} prefill {name}", event_ms, lambda replay=replay, name=name: replay(prompts[name]), 5, 1)
+        ms = attempt(f"{scheme} prefill {name}", prefill_ms, session, prompts[name])
         found["prefill_ms"][name] = ms
     row(f"{scheme:5} prefill ms: {found['prefill_ms']}")
 

@@ -202,13 +202,36 @@ def test_unpacking_kernel_equals_torch(kind, columns, dtype):
 
 
 @kernels
-def test_four_bit_kernels_refuse_what_they_cannot_read():
+@pytest.mark.parametrize("columns", [1024, 352, 10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_widening_kernel_is_exact(columns, dtype):
+    from stagebench.models._kernels_unpack import unpack8
+
+    packed = Int8Linear(torch.nn.Linear(columns, 7, bias=False)).to(DEVICE)
+    got = unpack8(packed.codes, dtype, quads=columns % 16 == 0)
+    assert torch.equal(got.float() * packed.scale[:, None], Int8Linear.unpack(*packed.parts()))
+
+
+@kernels
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("bias", [True, False])
+def test_row_product_equals_unpacking(kind, bias):
+    from stagebench.models._packed_launch import row_product
+
+    packed = kind(torch.nn.Linear(352, 41, bias=bias)).to(DEVICE)
+    x = torch.randn(352, device=DEVICE)
+    want = torch.nn.functional.linear(x, kind.unpack(*packed.parts()), packed.bias)
+    torch.testing.assert_close(row_product(kind, packed.parts(), x, packed.bias), want, rtol=1e-4, atol=1e-4)
+
+
+@kernels
+def test_packed_kernels_refuse_what_they_cannot_read():
     from stagebench.engines._launch import Linear, launch_linear
 
     x = torch.randn(1, 176, device=DEVICE)
-    with pytest.raises(ValueError, match="four-bit codes of 176 columns"):
+    with pytest.raises(ValueError, match="Int4Linear of 176 columns"):
         launch_linear(Linear(), x, matrix(Int4Linear, 8, 176), torch.empty(1, 8, device=DEVICE))
-    with pytest.raises(ValueError, match="'pipelined' for four-bit codes"):
+    with pytest.raises(ValueError, match="'pipelined' for packed weights"):
         launch_linear(Linear("pipelined"), x[:, :64], matrix(Nf4Linear, 8, 64), torch.empty(1, 8, device=DEVICE))
 
 

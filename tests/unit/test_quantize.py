@@ -68,14 +68,42 @@ def test_forward_is_the_product_with_the_unpacked_weight(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("columns", [176, 128, 64, 10])
-def test_the_single_row_product_is_the_same_product(kind, columns):
-    packed = kind(linear(12, columns, bias=columns != 64))
-    x = torch.randn(1, 1, columns)
-    expected = packed(x)
-    packed.row_product = kind.row
-    torch.testing.assert_close(packed(x), expected, rtol=1e-4, atol=1e-5)
-    assert packed(torch.randn(2, columns)).shape == (2, 12)  # two rows go the other way
+def test_a_single_row_goes_to_the_kernel_and_many_do_not(kind):
+    packed = kind(linear(12, 128))
+    seen = []
+
+    def row_product(cls, parts, x, bias):
+        seen.append((cls, len(parts), x.shape))
+        return cls.product(x, parts, bias)
+
+    packed.row_product = row_product
+    x = torch.randn(1, 1, 128)
+    torch.testing.assert_close(packed(x), x @ packed.weight_as(torch.float32).T + packed.bias)
+    assert seen == [(kind, len(kind.PARTS), torch.Size([128]))]
+    assert packed(torch.randn(2, 128)).shape == (2, 12) and len(seen) == 1
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("columns", [128, 96, 176, 10])
+def test_codes_lie_as_the_kernels_read_them(kind, columns):
+    """The j-th code of a quad's word r is column 4j + r; where no quad fits, codes follow one another."""
+    plain = linear(1, columns, bias=False)
+    packed = kind(plain)
+    stored = packed.codes[0].view(torch.uint8).tolist()
+    codes = stored if kind is Int8Linear else [half for byte in stored for half in (byte & 15, byte >> 4)]
+    want = kind.unpack(*packed.parts())[0]
+    quad = 16 if kind is Int8Linear else 32
+    for column in range(columns):
+        at = column
+        if columns % quad == 0:
+            j, r = divmod(column % quad, 4)
+            at = column - column % quad + r * quad // 4 + j
+        moved = [part.clone() for part in packed.parts()]
+        flat = moved[0].view(torch.uint8)[0]
+        byte = at if kind is Int8Linear else at // 2
+        flat[byte] ^= 1 if kind is Int8Linear else 1 << 4 * (at % 2)
+        changed = (kind.unpack(*moved)[0] != want).nonzero().flatten().tolist()
+        assert changed == [column], (codes[at], column)
 
 
 @pytest.mark.parametrize(("kind", "share"), [(Int8Linear, 0.27), (Int4Linear, 0.15), (Nf4Linear, 0.16)])

@@ -40,13 +40,9 @@ def _load_vector(x, cols, K: tl.constexpr, EVEN_K: tl.constexpr):
 
 
 @triton.jit
-def _finish(y, up, rows, scale, bias, out, n_rows, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr, SCALED: tl.constexpr):
-    """The rows' own scales (int8), bias, SiLU gate or residual add, and the store. All in float32 until the store."""
+def _finish(y, up, rows, bias, out, n_rows, GATED: tl.constexpr, BIAS: tl.constexpr, RESIDUAL: tl.constexpr):
+    """Bias, SiLU gate or residual add, and the store. All in float32 until the store."""
     ok = rows < n_rows
-    if SCALED:
-        y *= tl.load(scale + rows, mask=ok, other=0.0)
-        if GATED:
-            up *= tl.load(scale + n_rows + rows, mask=ok, other=0.0)
     if BIAS:
         y += tl.load(bias + rows, mask=ok, other=0.0).to(tl.float32)
     if GATED:
@@ -63,7 +59,6 @@ def gemv_rows(
     x,
     norm,
     w,
-    scale,
     bias,
     out,
     n_rows,
@@ -73,7 +68,6 @@ def gemv_rows(
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -82,7 +76,6 @@ def gemv_rows(
     """out[n] (+)= act(sum_k w[n, k] * rmsnorm(x)[k]); BLOCK_N rows a program, K unrolled, the next chunk's loads in flight.
 
     x [K] float32 (residual stream, when NORM) or the weights' dtype; w [N, K], or [2N, K] (gate, then up) when GATED.
-    SCALED: w holds int8 codes, and scale [N] or [2N] float32 what each row of them is multiplied by.
     The norm's 1/rms is a scalar and is applied to the sum, so it needs no pass of its own.
     """
     EVEN_K: tl.constexpr = K % BLOCK_K == 0
@@ -122,10 +115,10 @@ def gemv_rows(
     if GATED:
         up = tl.sum(acc_up, 1)
     if NORM:
-        inverse = 1.0 / tl.sqrt(tl.sum(square, 0) / K + eps)
-        y *= inverse
-        up *= inverse
-    _finish(y, up, rows, scale, bias, out, n_rows, GATED, BIAS, RESIDUAL, SCALED)
+        scale = 1.0 / tl.sqrt(tl.sum(square, 0) / K + eps)
+        y *= scale
+        up *= scale
+    _finish(y, up, rows, bias, out, n_rows, GATED, BIAS, RESIDUAL)
 
 
 @triton.jit
@@ -133,7 +126,6 @@ def gemv_pipelined(
     x,
     norm,
     w,
-    scale,
     bias,
     out,
     n_rows,
@@ -143,7 +135,6 @@ def gemv_pipelined(
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     EVEN_N: tl.constexpr,
@@ -177,10 +168,10 @@ def gemv_pipelined(
     if GATED:
         up = tl.sum(acc_up, 1)
     if NORM:
-        inverse = 1.0 / tl.sqrt(tl.sum(square, 0) / K + eps)
-        y *= inverse
-        up *= inverse
-    _finish(y, up, rows, scale, bias, out, n_rows, GATED, BIAS, RESIDUAL, SCALED)
+        scale = 1.0 / tl.sqrt(tl.sum(square, 0) / K + eps)
+        y *= scale
+        up *= scale
+    _finish(y, up, rows, bias, out, n_rows, GATED, BIAS, RESIDUAL)
 
 
 @triton.jit
@@ -188,7 +179,6 @@ def gemv_persistent(
     x,
     norm,
     w,
-    scale,
     bias,
     out,
     n_rows,
@@ -198,7 +188,6 @@ def gemv_persistent(
     GATED: tl.constexpr,
     BIAS: tl.constexpr,
     RESIDUAL: tl.constexpr,
-    SCALED: tl.constexpr,
     BLOCK_N: tl.constexpr,
     BLOCK_K: tl.constexpr,
     PDL: tl.constexpr,
@@ -222,9 +211,9 @@ def gemv_persistent(
         gdc_wait()
         gdc_launch_dependents()
     vector = _load_vector(x, cols, K, EVEN_K)
-    inverse = 1.0
+    scale = 1.0
     if NORM:
-        inverse = 1.0 / tl.sqrt(tl.sum(vector * vector, 0) / K + eps)
+        scale = 1.0 / tl.sqrt(tl.sum(vector * vector, 0) / K + eps)
         vector *= _load_vector(norm, cols, K, EVEN_K)
     for index in tl.range(first, tiles, step):
         rows = index * BLOCK_N + lanes
@@ -238,9 +227,9 @@ def gemv_persistent(
         if GATED:
             up = tl.sum(tile_up.to(tl.float32) * vector[None, :], 1)
         if NORM:
-            y *= inverse
-            up *= inverse
-        _finish(y, up, rows, scale, bias, out, n_rows, GATED, BIAS, RESIDUAL, SCALED)
+            y *= scale
+            up *= scale
+        _finish(y, up, rows, bias, out, n_rows, GATED, BIAS, RESIDUAL)
         tile = tile_next
         tile_up = tile_up_next
 

@@ -7,15 +7,13 @@ from typing import Any
 
 import torch
 
-from stagebench.engines import _kernels_linear, _kernels_packed
+from stagebench.engines import _kernels_linear
 from stagebench.engines._weights import Matrix, PackedMatrix, multiply
-from stagebench.models._packed import QUAD, Int8Linear, Nf4Linear
+from stagebench.models._packed_launch import launch_packed
 
 __all__ = ["Linear", "dependent", "launch_linear", "multiprocessors"]
 
 _GATE_BLOCK = 1024
-_ONE = 0x3F800000
-"""The bits of 1.0 in float32: see `_kernels_packed.py`."""
 
 
 @dataclass(frozen=True)
@@ -23,7 +21,7 @@ class Linear:
     """How one linear of the step is launched."""
 
     kind: str = "rows"
-    """rows | pipelined | persistent (batch 1); cublas (any batch). Four-bit codes: rows, persistent or cublas."""
+    """rows | pipelined | persistent (batch 1); cublas (any batch). Packed weights: rows, persistent or cublas."""
     block_n: int = 4
     block_k: int = 1024
     warps: int = 4
@@ -57,14 +55,12 @@ def launch_linear(
         return _library_linear(x, w, out, norm=norm, eps=eps, bias=bias, gated=gated, residual=residual, pdl=pdl)
     if batch != 1:
         raise ValueError(f"linear kernel {how.kind}: batch {batch}, expected 1. Use kind cublas.")
+    if isinstance(w, PackedMatrix):
+        return _launch_packed(how, x, w, out, norm=norm, eps=eps, bias=bias, gated=gated, residual=residual, pdl=pdl)
     flags = {"NORM": norm is not None, "GATED": gated, "BIAS": bias is not None, "RESIDUAL": residual, "PDL": pdl}
     options: dict[str, Any] = {"num_warps": how.warps, **dependent(pdl)}
     norm, bias = (unused if given is None else given for given, unused in ((norm, x), (bias, x)))
-    if isinstance(w, PackedMatrix) and w.kind is not Int8Linear:
-        return _launch_four_bit(how, x, norm, w, bias, out, eps, flags, options)
-    codes, scale = w.parts if isinstance(w, PackedMatrix) else (w, x)
-    flags["SCALED"] = isinstance(w, PackedMatrix)
-    head = (x, norm, codes, scale, bias, out, n, eps)
+    head = (x, norm, w, bias, out, n, eps)
     if how.kind == "rows":
         _kernels_linear.gemv_rows[(-(-n // how.block_n),)](
             *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, **flags, **options
@@ -81,33 +77,13 @@ def launch_linear(
     return None
 
 
-def _launch_four_bit(
-    how: Linear,
-    x: torch.Tensor,
-    norm: torch.Tensor,
-    w: PackedMatrix,
-    bias: torch.Tensor,
-    out: torch.Tensor,
-    eps: float,
-    flags: dict[str, Any],
-    options: dict[str, Any],
-) -> None:
-    k, n = w.shape[1], out.shape[1]
-    if k % QUAD:
-        raise ValueError(f"four-bit codes of {k} columns: the kernels read {QUAD} at a time. Use kind cublas.")
-    nf4 = w.kind is Nf4Linear
-    codes, scale, third = w.parts
-    group = k // scale.shape[1] // QUAD
-    head = (x, norm, codes.view(torch.int32), scale, scale if nf4 else third, third if nf4 else scale, bias, out, n, eps, _ONE)
-    constants = {"K": k, "GROUP_QUADS": group, "NF4": nf4, "BLOCK_N": how.block_n, **flags, **options}
-    tiles = -(-n // how.block_n)
+def _launch_packed(how: Linear, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor, **form: Any) -> None:
     if how.kind == "rows":
-        _kernels_packed.gemv4_rows[(tiles,)](*head, BLOCK_Q=how.block_k // QUAD, **constants)
-    elif how.kind == "persistent":
-        programs = min(tiles, multiprocessors(x.device) * how.stages)
-        _kernels_packed.gemv4_persistent[(programs,)](*head, BLOCK_Q=_power_of_two(k // QUAD), **constants)
-    else:
-        raise ValueError(f"linear kernel {how.kind!r} for four-bit codes: expected rows, persistent or cublas")
+        return launch_packed(w.kind, w.parts, x, out, block_n=how.block_n, block_k=how.block_k, warps=how.warps, **form)
+    if how.kind == "persistent":
+        programs = multiprocessors(x.device) * how.stages
+        return launch_packed(w.kind, w.parts, x, out, block_n=how.block_n, programs=programs, warps=how.warps, **form)
+    raise ValueError(f"linear kernel {how.kind!r} for packed weights: expected rows, persistent or cublas")
 
 
 def _library_linear(

@@ -27,25 +27,16 @@ _WIDEST = 4096
 """A persistent program keeps a row of this many inputs in its registers; wider ones spill."""
 
 
+_FOUR_BIT = (Linear("persistent", 4, 0, 4, 4), Linear("persistent", 4, 0, 4, 4), Linear("persistent", 2, 0, 4, 4))
 _PACKED: dict[type[PackedLinear], tuple[Linear, Linear, Linear, Linear]] = {
     Int8Linear: (
+        Linear("persistent", 4, 0, 8, 4),
         Linear("persistent", 8, 0, 8, 2),
-        Linear("persistent", 8, 0, 8, 2),
-        Linear("persistent", 4, 0, 8, 2),
-        Linear("rows", 4, 2048, 4, 0),
+        Linear("persistent", 2, 0, 4, 4),
+        Linear("rows", 8, 2048, 4, 0),
     ),
-    Int4Linear: (
-        Linear("persistent", 4, 0, 4, 2),
-        Linear("persistent", 4, 0, 4, 2),
-        Linear("persistent", 2, 0, 4, 2),
-        Linear("rows", 8, 1024, 4, 0),
-    ),
-    Nf4Linear: (
-        Linear("persistent", 4, 0, 4, 2),
-        Linear("persistent", 4, 0, 4, 2),
-        Linear("persistent", 2, 0, 4, 2),
-        Linear("rows", 8, 1024, 4, 0),
-    ),
+    Int4Linear: (*_FOUR_BIT, Linear("rows", 4, 4096, 4, 0)),
+    Nf4Linear: (*_FOUR_BIT, Linear("rows", 4, 2048, 2, 0)),
 }
 """qkv, out, gate_up, down for packed weights at batch 1."""
 

@@ -20,7 +20,6 @@ from stagebench.engines._state import choose
 from stagebench.engines._stepped import Session, SteppedEngine, Unsupported
 from stagebench.engines._weights import Weights, pack, rope_tables
 from stagebench.engines.graph import GraphEngine
-from stagebench.models._packed import QUAD, Int8Linear
 from stagebench.models.base import Decoding
 
 __all__ = ["FusedEngine"]
@@ -93,8 +92,9 @@ class FusedEngine(SteppedEngine):
         self._weights = weights = pack(model, decoder)
         if not _triton_serves(weights.embed.device):
             return "no CUDA device with Triton: the fused step runs in plain torch"
-        if batch == 1 and weights.packed not in (None, Int8Linear) and any(w.shape[1] % QUAD for w in weights.matrices):
-            raise Unsupported(f"four-bit codes with rows that do not divide by {QUAD}")
+        packed = weights.packed
+        if batch == 1 and packed is not None and any(w.shape[1] % packed.QUAD for w in weights.matrices):
+            raise Unsupported(f"{packed.__name__} with rows that do not divide by {packed.QUAD}")
         return None
 
     def _make_fallback(self) -> Any:

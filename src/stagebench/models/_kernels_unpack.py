@@ -1,6 +1,6 @@
-"""Triton kernel that turns 4-bit codes into the weights they stand for, for products of many rows (a prefill, a batch).
+"""Triton kernels that turn packed codes into what they stand for, for products of many rows (a prefill, a batch).
 
-Import only where triton is installed; `_packed.py` calls it. In eager torch the same takes a dozen passes over the matrix.
+Import only where triton is installed; `_packed.py` calls it. In eager torch four bits take a dozen passes over the matrix.
 """
 
 # mypy: ignore-errors
@@ -12,7 +12,7 @@ import torch
 import triton
 import triton.language as tl
 
-__all__ = ["unpack4"]
+__all__ = ["unpack4", "unpack8"]
 
 _ROWS, _COLUMNS = 4, 1024
 
@@ -51,6 +51,26 @@ def _unpack(
     else:
         weight = code.to(tl.float32) * weight + tl.load(low + group, mask=ok, other=0.0).to(tl.float32)
     tl.store(out + rows * K + cols, weight.to(out.dtype.element_ty), mask=ok)
+
+
+@triton.jit
+def _widen(codes, out, n_rows, K: tl.constexpr, QUAD: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr):
+    """out [N, K] from codes int8 [N, K], in the order of the columns; without scales, so exact in any float dtype."""
+    rows = (tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N))[:, None]
+    cols = (tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K))[None, :]
+    ok = (rows < n_rows) & (cols < K)
+    at = cols // 16 * 16 + cols % 4 * 4 + cols % 16 // 4 if QUAD else cols
+    code = tl.load(codes + rows * K + at, mask=ok, other=0)
+    tl.store(out + rows * K + cols, code.to(tl.float32).to(out.dtype.element_ty), mask=ok)
+
+
+def unpack8(codes: torch.Tensor, dtype: torch.dtype, *, quads: bool) -> torch.Tensor:
+    """int8 codes as `dtype`, [N, K], their columns in order."""
+    rows, columns = codes.shape
+    out = torch.empty(rows, columns, dtype=dtype, device=codes.device)
+    grid = (triton.cdiv(rows, _ROWS), triton.cdiv(columns, _COLUMNS))
+    _widen[grid](codes, out, rows, K=columns, QUAD=quads, BLOCK_N=_ROWS, BLOCK_K=_COLUMNS)
+    return out
 
 
 def unpack4(codes: torch.Tensor, scale: torch.Tensor, third: torch.Tensor, dtype: torch.dtype, *, quads: bool, nf4: bool) -> torch.Tensor:

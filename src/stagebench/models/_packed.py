@@ -1,11 +1,12 @@
 """Linear layers with packed weights: int8, int4 and NF4, weight-only.
 
 A weight W [N, K] is stored as codes and scales; activations keep their dtype. Many rows at once (a prefill, a batch) unpack W, on CUDA
-by one kernel, and call the ordinary product. One row (a decode step at batch 1) multiplies while unpacking: in plain torch that is slow,
-and compiled by Inductor it is one kernel that reads the packed bytes once. Engine `fused` has kernels of its own for these codes.
+by one kernel, and call the ordinary product. One row (a decode step at batch 1) is multiplied on CUDA by a kernel that reads the codes,
+which is what makes weight-only quantisation fast where memory is the limit. Both kernels are Triton's; without it torch unpacks.
 
-Four-bit codes lie so that a kernel needs no shuffling. Where K divides by 32, 32 columns are sixteen bytes, read as four little-endian
-words: nibble j of word r holds column 4j + r. Elsewhere two neighbouring columns share a byte, the even one in its lower half.
+Codes lie so that a kernel needs no shuffling. Where K divides by the columns that sixteen bytes hold ("a quad": 16 of int8, 32 of four
+bits), these are read as four little-endian words, and the j-th code of word r is column 4j + r. Elsewhere codes follow one another; two
+four-bit ones share a byte, the even column in its lower half.
 """
 
 from __future__ import annotations
@@ -17,10 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-__all__ = ["INT4_GROUP", "NF4_BLOCK", "NF4_CODES", "QUAD", "Int4Linear", "Int8Linear", "Nf4Linear", "PackedLinear", "group_size"]
+__all__ = ["INT4_GROUP", "NF4_BLOCK", "NF4_CODES", "Int4Linear", "Int8Linear", "Nf4Linear", "PackedLinear", "group_size"]
 
-QUAD = 32
-"""Columns that four words of 4-bit codes hold."""
 
 INT4_GROUP = 128
 """Columns that share a scale and a zero point, where K divides by it."""
@@ -52,11 +51,13 @@ class PackedLinear(nn.Module):
         self.dtype = linear.weight.dtype
         self.bias = None if linear.bias is None else _stored(linear.bias)
         self.row_product: Any = None
-        """Compiled `_row`, or None: then a single row goes the way of many."""
+        """`_packed_launch.row_product`, or None: then a single row goes the way of many."""
 
     PARTS: tuple[str, ...] = ()
     """Names of the packed tensors, in the order that `unpack` takes them; those in SHARED are one for all output channels."""
     SHARED: frozenset[str] = frozenset()
+    QUAD = 32
+    """Columns that sixteen bytes of codes hold."""
 
     def parts(self) -> tuple[torch.Tensor, ...]:
         """The packed tensors, in the order that `unpack` takes them."""
@@ -84,8 +85,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         """x [..., K] -> [..., N] in x's dtype."""
         if self.row_product is not None and x.numel() == self.in_features:
-            y = self.row_product(x.reshape(-1), *self.parts()).view(*x.shape[:-1], self.out_features)
-            return y if self.bias is None else y + self.bias
+            y: torch.Tensor = self.row_product(type(self), self.parts(), x.reshape(-1), self.bias)
+            return y.view(*x.shape[:-1], self.out_features)
         return self.product(x, self.parts(), self.bias)
 
     @classmethod
@@ -101,29 +102,31 @@ class Int8Linear(PackedLinear):
     """One symmetric scale an output channel: W[n, k] = codes[n, k] * scale[n]."""
 
     PARTS = ("codes", "scale")
+    QUAD = 16
 
     def __init__(self, linear: nn.Linear) -> None:
         super().__init__(linear)
         weight = linear.weight.detach().float()
         scale = weight.abs().amax(1).clamp_min(1e-12) / 127  # [N]
-        self.codes = _stored(torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8))  # [N, K]
+        self.codes = _stored(_turned(torch.round(weight / scale[:, None]).clamp_(-127, 127).to(torch.int8)))  # [N, K]
         self.scale = _stored(scale)
 
     @staticmethod
     def unpack(*parts: torch.Tensor) -> torch.Tensor:
         codes, scale = parts
-        return codes.float() * scale[:, None]
+        return _turned(codes).float() * scale[:, None]
 
     @classmethod
     def product(cls, x: torch.Tensor, parts: tuple[torch.Tensor, ...], bias: torch.Tensor | None) -> torch.Tensor:
         # codes are exact in every float dtype, and the scale is the output channel's own: one pass over the weight, not two
         codes, scale = parts
-        y = functional.linear(x, codes.to(x.dtype)) * scale.to(x.dtype)
-        return y if bias is None else y + bias
+        if _triton_serves(codes):
+            from stagebench.models._kernels_unpack import unpack8
 
-    @staticmethod
-    def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
-        return ((codes.float() * x.float()[None]).sum(1) * scale).to(x.dtype)
+            y = functional.linear(x, unpack8(codes, x.dtype, quads=codes.shape[1] % cls.QUAD == 0)) * scale.to(x.dtype)
+        else:
+            y = functional.linear(_turned(x), codes.to(x.dtype)) * scale.to(x.dtype)
+        return y if bias is None else y + bias
 
 
 class Int4Linear(PackedLinear):
@@ -151,14 +154,6 @@ class Int4Linear(PackedLinear):
     @classmethod
     def dense(cls, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
         return _dense4(parts, dtype, nf4=False) if _triton_serves(parts[0]) else super().dense(parts, dtype)
-
-    @staticmethod
-    def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, low: torch.Tensor) -> torch.Tensor:
-        pairs = codes.unflatten(1, (scale.shape[1], -1))  # [N, G, g/2]
-        even, odd = (half.view(scale.shape[1], -1) for half in _halves(x.float()))  # each [G, g/2]
-        scale, low = scale.float()[..., None], low.float()[..., None]
-        a, b = (pairs & 15).float() * scale + low, (pairs >> 4).float() * scale + low
-        return (a * even[None] + b * odd[None]).sum((1, 2)).to(x.dtype)
 
 
 class Nf4Linear(PackedLinear):
@@ -188,16 +183,16 @@ class Nf4Linear(PackedLinear):
     def dense(cls, parts: tuple[torch.Tensor, ...], dtype: torch.dtype) -> torch.Tensor:
         return _dense4(parts, dtype, nf4=True) if _triton_serves(parts[0]) else super().dense(parts, dtype)
 
-    @staticmethod
-    def row(x: torch.Tensor, codes: torch.Tensor, scale: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-        pairs = codes.unflatten(1, (scale.shape[1], -1)).int()  # [N, B, b/2]
-        even, odd = (half.view(scale.shape[1], -1) for half in _halves(x.float()))
-        products = values[pairs & 15] * even[None] + values[pairs >> 4] * odd[None]
-        return (products * scale[..., None]).sum((1, 2)).to(x.dtype)
-
 
 def _stored(tensor: torch.Tensor) -> nn.Parameter:
     return nn.Parameter(tensor.detach().contiguous(), requires_grad=False)
+
+
+def _turned(x: torch.Tensor) -> torch.Tensor:
+    """[..., K] -> the columns in the order of int8 codes, and back: 4j + r changes places with 4r + j."""
+    if x.shape[-1] % Int8Linear.QUAD:
+        return x
+    return x.unflatten(-1, (-1, 4, 4)).transpose(-1, -2).flatten(-3)
 
 
 def _pack(codes: torch.Tensor) -> torch.Tensor:
@@ -223,7 +218,7 @@ def _halves(x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def _in_quads(columns: int) -> bool:
-    return columns % QUAD == 0
+    return columns % PackedLinear.QUAD == 0
 
 
 def _triton_serves(tensor: torch.Tensor) -> bool:

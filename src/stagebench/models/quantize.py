@@ -13,7 +13,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -38,13 +37,13 @@ class Quantized:
     bytes_after: int
     """Of the replaced linears, biases included."""
     kernel: str
-    """"inductor": single rows are multiplied while unpacking, compiled; "torch": always unpacked first."""
+    """"triton": single rows are multiplied by a kernel that reads the codes; "torch": always unpacked first."""
 
 
 def apply(model: nn.Module, *, scheme: str, device: torch.device, vision: nn.Module) -> Quantized:
     """Replace the linears of the text decoder's layers by packed ones; layer by layer, so that the peak is little above the model itself.
 
-    vision: the adapter's vision module, which must stay as it is. On CUDA the single-row products are compiled here, outside any timed
+    vision: the adapter's vision module, which must stay as it is. On CUDA the single rows' kernels are compiled here, outside any timed
     window. Raises ModelError for an unknown scheme, and when there is no text decoder or it holds the vision module.
     """
     if scheme not in SCHEMES:
@@ -75,7 +74,7 @@ def apply(model: nn.Module, *, scheme: str, device: torch.device, vision: nn.Mod
             setattr(parent, name, made)
             packed.append(made)
     del found
-    kernel = "inductor" if device.type == "cuda" and _compile_rows(packed) else "torch"
+    kernel = "triton" if device.type == "cuda" and _use_kernels(packed) else "torch"
     log.info("%s: %d linears, %.2f -> %.2f GB, single rows by %s", scheme, len(packed), before * 1e-9, after * 1e-9, kernel)
     return Quantized(scheme, len(packed), before, after, kernel)
 
@@ -96,24 +95,27 @@ def text_layers(model: nn.Module) -> nn.ModuleList:
     return found[0]
 
 
-def _compile_rows(packed: list[PackedLinear]) -> bool:
-    """Compile the single-row product and run it once a shape. False, with the reason logged, where Inductor does not work."""
-    compiled: Any = torch.compile(type(packed[0]).row, dynamic=False)  # type: ignore[attr-defined]
-    seen: set[tuple[int, int]] = set()
+def _use_kernels(packed: list[PackedLinear]) -> bool:
+    """Give single rows our kernel, and run it once a shape. False, with the reason logged, where Triton does not work."""
     try:
+        from stagebench.models._packed_launch import row_product
+
+        seen: set[tuple[int, int, bool]] = set()
         for linear in packed:
-            linear.row_product = compiled
-            shape = (linear.out_features, linear.in_features)
+            if linear.in_features % linear.QUAD:
+                continue
+            linear.row_product = row_product
+            shape = (linear.out_features, linear.in_features, linear.bias is None)
             if shape not in seen:
                 seen.add(shape)
                 with torch.inference_mode():
                     linear(torch.zeros(1, linear.in_features, dtype=linear.dtype, device=linear.parts()[0].device))
-    except Exception as error:  # no compiler, no Triton, an operator it cannot lower: all mean the plain way
-        log.warning("single-row products are not compiled (%s: %s); weights are unpacked for every token", type(error).__name__, error)
+    except Exception as error:  # no Triton, no compiler, a device it does not know: all mean the plain way
+        log.warning("no kernel for single rows (%s: %s); weights are unpacked for every token", type(error).__name__, error)
         for linear in packed:
             linear.row_product = None
         return False
-    return True
+    return any(linear.row_product is not None for linear in packed)
 
 
 def _bytes(module: nn.Module) -> int:

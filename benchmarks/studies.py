@@ -1,0 +1,110 @@
+"""Several studies in one process, one after the other: what Snakemake does job by job, without its start-up costs. For a GPU on loan.
+
+    PYTHONPATH=src python3 benchmarks/studies.py config/quantization_7b.yaml config/batches_7b.yaml --budget 500
+
+Extraction, verification, timing jobs, merge and report are the pipeline's own functions, and a result is where Snakemake would put it;
+what is there already is kept, so a run that was cut short goes on when called again. After --budget seconds no further job is begun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import logging
+import sys
+import time
+from pathlib import Path
+
+BEGAN = time.perf_counter()
+
+
+def say(text: str) -> None:
+    print(f"[{time.perf_counter() - BEGAN:5.0f}s] {text}", flush=True)
+
+
+def clean() -> None:
+    """A dead job's model and graphs are gone before the next one is loaded."""
+    import torch
+
+    gc.collect()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def study(configfile: Path, results: Path, cache: Path, budget: float, skip_verify: bool) -> list[str]:
+    """Run one; what went wrong or was left over."""
+    from stagebench.config import load_config
+    from stagebench.extract import extract_shard
+    from stagebench.merge import merge
+    from stagebench.plan import build_plan
+    from stagebench.report import write_report
+    from stagebench.session import run_job
+    from stagebench.standalone import _stands
+    from stagebench.verify import run_verify
+
+    config = load_config(configfile)
+    results = results / config.study
+    plan = build_plan(config, cache)
+    plan.write(results / "plan.json")
+    for shard in plan.shards:
+        output = cache / f"{shard.name}.parquet"
+        if not output.exists():
+            extract_shard(plan, shard, output, cache=cache)
+    wrong: list[str] = []
+    say(f"{config.study}: {len(plan.jobs)} jobs, {len(plan.verify_paths)} proofs")
+    for proof in [] if skip_verify else plan.verify_paths:
+        if not (results / proof).exists() and time.perf_counter() - BEGAN < budget:
+            try:
+                run_verify(plan, plan.verify_job(proof), results / proof, cache=cache)
+            except Exception as error:
+                wrong.append(f"{config.study} {proof}: {type(error).__name__}: {str(error)[:300]}")
+            clean()
+    say(f"{config.study}: verified")
+    for job in plan.jobs:
+        output = results / job.path
+        if output.exists() and _stands(output, plan.timing_fingerprint(job)):
+            continue
+        if time.perf_counter() - BEGAN > budget:
+            wrong.append(f"{config.study}: out of time before {job.path}")
+            break
+        began = time.perf_counter()
+        try:
+            run_job(plan, job, output, cache=cache)
+        except Exception as error:
+            wrong.append(f"{config.study} {job.path}: {type(error).__name__}: {str(error)[:300]}")
+        clean()
+        say(f"{config.study} {job.path}: {time.perf_counter() - began:.1f} s")
+    try:
+        merge(plan, results)
+        write_report(results)
+    except Exception as error:
+        wrong.append(f"{config.study} merge: {type(error).__name__}: {str(error)[:300]}")
+    return wrong
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("configfiles", nargs="+", type=Path)
+    parser.add_argument("--results", type=Path, default=Path("results"))
+    parser.add_argument("--cache", type=Path, default=Path("cache"))
+    parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no job is begun")
+    parser.add_argument("--skip-verify", action="store_true")
+    parser.add_argument("--memory-gb", type=float, help="as if the device had only this much memory: to see out-of-memory rows")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.WARNING)
+    if arguments.memory_gb:
+        import torch
+
+        torch.cuda.set_per_process_memory_fraction(arguments.memory_gb * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+    wrong = [
+        w
+        for path in arguments.configfiles
+        for w in study(path, arguments.results, arguments.cache, arguments.budget, arguments.skip_verify)
+    ]
+    for each in wrong:
+        say(f"WRONG {each}")
+    sys.exit(bool(wrong))
+
+
+if __name__ == "__main__":
+    main()
