@@ -27,6 +27,8 @@ from typing import Any
 
 import yaml
 
+from stagebench.plan import trie
+
 REPO = Path(__file__).resolve().parents[1]
 SETTINGS = {"clips": {"max_clips": 512, "max_samples": 1024}, "jobs": {"max_clips": 64, "max_samples": 256}}
 """For a million clips, as docs/scale.md has it; and the defaults."""
@@ -55,12 +57,17 @@ def measured(command: list[str], folder: Path) -> Cost:
     return Cost(cpu, wall, after.ru_maxrss / 1024, done.stdout + done.stderr)
 
 
+def clip_name(n: int) -> str:
+    """Key of clip n: sequences of a thousand."""
+    return f"seq_{n // 1000:05d}/{n % 1000:06d}"
+
+
 def write_study(folder: Path, clips: int, *, files: bool, max_clips: int, max_samples: int) -> None:
     """An index of so many clips in sequences of a thousand, and the study's config."""
     root = folder / "data"
     entries = []
     for n in range(clips):
-        name = f"seq_{n // 1000:05d}/{n % 1000:06d}"
+        name = clip_name(n)
         if files:
             for kind, suffix in (("mp4", "mp4"), ("event_npy", "npy")):
                 path = root / kind / f"{name}.{suffix}"
@@ -127,6 +134,23 @@ for path in map(Path, paths):
     path.parent.mkdir(parents=True, exist_ok=True); path.touch()
 """
 
+RECORDS = """
+import sys
+from snakemake.cli import main
+from snakemake.scheduling.job_scheduler import JobScheduler
+
+async def note(workflow):
+    for job in workflow.dag.jobs:
+        await workflow.persistence.finished(job)
+
+def schedule(self):
+    self.workflow.async_run(note(self.workflow))
+    return True
+
+JobScheduler.schedule = schedule
+main(sys.argv[1:])
+"""
+
 
 def snakemake(*options: str) -> list[str]:
     base = [sys.executable, "-m", "snakemake", "--snakefile", str(REPO / "Snakefile"), "--configfile", "config.yaml", "--nocolor"]
@@ -148,11 +172,12 @@ def dry_run(folder: Path, *, records: bool) -> None:
     (results / "report.html").touch()
     if records:
         _records(folder)
-    cost = measured(snakemake("--dry-run"), folder)
-    nothing = "Nothing to be done" in cost.text
-    print(f"snakemake -n: {cost.cpu_s:.1f} s CPU, {cost.wall_s:.1f} s, {cost.peak_mib:.0f} MiB, nothing to do: {nothing}")
-    if not nothing:
-        print(cost.text[-2000:])
+    for _ in range(2):
+        cost = measured(snakemake("--dry-run"), folder)
+        nothing = "Nothing to be done" in cost.text
+        print(f"snakemake -n: {cost.cpu_s:.1f} s CPU, {cost.wall_s:.1f} s, {cost.peak_mib:.0f} MiB, nothing to do: {nothing}")
+        if not nothing:
+            print(cost.text[-2000:])
 
 
 def _merged() -> list[str]:
@@ -163,22 +188,27 @@ def _merged() -> list[str]:
 
 
 def _records(folder: Path) -> None:
-    """The records of finished jobs, as `snakemake --touch` writes them."""
-    # with cores and GPUs for all, so that the scheduler is asked once
-    everywhere = ("--cores", "1000000", "--resources", "gpu=1000000", "--scheduler", "greedy")
-    cost = measured([*snakemake("--touch", "--forceall", "--quiet"), *everywhere], folder)
-    print(
-        f"(snakemake --touch, to have records of finished jobs: {cost.cpu_s:.0f} s CPU; {_count(folder / '.snakemake/metadata')} records)"
-    )
-
-
-def _count(folder: Path) -> int:
-    return sum(len(files) for _, _, files in os.walk(folder))
+    """The records of finished jobs, written by Snakemake itself for every job of its graph; `--touch`, which is meant for this, sleeps
+    0.1 s a job and counts all jobs again for each."""
+    cost = measured([sys.executable, "-c", RECORDS, *snakemake("--touch", "--forceall", "--quiet")[3:]], folder)
+    found = [path for path in (folder / ".snakemake/metadata").rglob("*") if path.is_file()]
+    size = sum(path.stat().st_size for path in found)
+    print(f"{len(found)} records of finished jobs, {size / 2**20:.0f} MiB ({cost.cpu_s:.0f} s CPU to make)")
 
 
 def clips_for(jobs: int) -> int:
-    """Clips whose study has about so many jobs: 2 shards a leaf of 64 (45 on average), 3 timing jobs a block of 256 (180)."""
-    return round(jobs / (2 / 45 + 3 / 180))
+    """A number of clips whose study has that many jobs within 2 %: two shards a leaf, three timing jobs a block, three proofs, merge and
+    report. How full leaves are depends on where the number lies between two powers of two, so it is counted."""
+    sizes = SETTINGS["jobs"]
+    clips, found = jobs * 15, 0
+    for _ in range(12):
+        places = trie.sort_keys(clip_name(n) for n in range(clips))
+        leaves, blocks = (len(trie.cut(places, [1] * clips, sizes[name])) for name in ("max_clips", "max_samples"))
+        found = 2 * leaves + 3 * blocks + 5
+        if jobs <= found <= 1.02 * jobs:
+            break
+        clips = round(clips * 1.01 * jobs / found)
+    return clips
 
 
 def main() -> None:

@@ -78,34 +78,42 @@ class DigestIndex:
         name: the dataset's, so that two datasets with equal relative paths do not push each other out. Hidden files in folders are ignored.
         """
         wanted = dict.fromkeys(paths)
-        files: dict[str, _Stamp | str] = {}
         folders: dict[str, list[str]] = {}
-        for path in wanted:
+        digest: dict[str, str] = {}
+        fresh: list[tuple[str, _Stamp]] = []
+        today = int(time.time() // 86400)
+
+        def look(path: str) -> list[str] | None:
+            """Settle a file's digest, or put it on the list of those to be read. A folder's paths."""
             found = _look(root, name, path)
-            if isinstance(found, list):
-                folders[path] = found
-                files.update((inner, _look(root, name, inner)) for inner in found)  # type: ignore[misc]  # _look gives no list for a file
+            if isinstance(found, _Stamp):
+                if (known := self._known.get(found)) is None:
+                    fresh.append((path, found))
+                else:
+                    digest[path] = known
+                    self._seen[found] = today
+            elif isinstance(found, str):
+                digest[path] = found
             else:
-                files[path] = found
-        digest = self._resolve(root, files, threads, progress)
+                return found
+            return None
+
+        for path in wanted:
+            if (inside := look(path)) is not None:
+                folders[path] = inside
+                for inner in inside:
+                    if look(inner) is not None:  # was a file a moment ago
+                        digest[inner] = UNREADABLE
+        if fresh:
+            self._read(root, fresh, digest, today, threads, progress)
         for folder, names in folders.items():
             digest[folder] = combine({inner: digest[inner] for inner in names}, strip=folder)
         return {path: digest[path] for path in wanted}
 
-    def _resolve(self, root: Path, files: Mapping[str, _Stamp | str], threads: int, progress: Progress | None) -> dict[str, str]:
-        today = int(time.time() // 86400)
-        digest: dict[str, str] = {}
-        fresh: list[tuple[str, _Stamp]] = []
-        for path, stamp in files.items():
-            if not isinstance(stamp, _Stamp):
-                digest[path] = stamp if isinstance(stamp, str) else UNREADABLE
-            elif (known := self._known.get(stamp)) is not None:
-                digest[path] = known
-                self._seen[stamp] = today
-            else:
-                fresh.append((path, stamp))
-        if not fresh:
-            return digest
+    def _read(
+        self, root: Path, fresh: list[tuple[str, _Stamp]], digest: dict[str, str], today: int, threads: int, progress: Progress | None
+    ) -> None:
+        """Hash what is not known, and remember it."""
         with ThreadPoolExecutor(max(1, threads)) as pool:
             for done, ((path, stamp), (value, settled)) in enumerate(
                 zip(fresh, pool.map(lambda item: _hash(root / item[0], item[1]), fresh), strict=True), 1
@@ -115,7 +123,6 @@ class DigestIndex:
                     self._known[stamp], self._seen[stamp], self._dirty = value, today, True
                 if progress is not None:
                     progress(done, len(fresh))
-        return digest
 
     def _load(self) -> None:
         import pyarrow as pa

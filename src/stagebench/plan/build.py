@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -16,7 +16,7 @@ from stagebench.plan.model import Leaf
 from stagebench.plan.specs import Variant, digest_of, expand_variants, extraction_spec, origin, shard_spec, spec_name, told
 
 if TYPE_CHECKING:
-    from stagebench.dataset import Clip, Dataset, Sample
+    from stagebench.dataset import Dataset, Sample
 
 __all__ = ["PLAN_FORMAT", "TIMING_VERSION", "build_head", "timing_settings", "versions"]
 
@@ -94,12 +94,12 @@ class _DatasetPlanner:
         spec_id = spec_name(spec)
         head["specs"][spec_id] = spec
         shards_id = None
-        contents = [[[key, self._content(key, kind, source)] for key in leaf.clips] for leaf in self.leaves.values()]
+        content = self._contents(kind, source)
         if source == "cache":
             stored = shard_spec(spec)
             shards_id = spec_name(stored)
             head["specs"][shards_id] = stored
-            digests = [digest_of(stored, content) for content in contents]
+            digests = [digest_of(stored, [[key, content[key]] for key in leaf.clips]) for leaf in self.leaves.values()]
             row = {"dataset": self.dataset.name, "kind": kind, "spec": shards_id, "digests": digests}
             if row not in head["shards"]:  # packed events serve every count of parts
                 head["shards"].append(row)
@@ -111,7 +111,7 @@ class _DatasetPlanner:
                 "spec": spec_id,
                 "source": source,
                 "shards": shards_id,
-                "nodes": self._blocks(spec, kind, source, digests if shards_id else None),
+                "nodes": self._blocks(spec, source, content, digests if shards_id else None),
             }
         )
 
@@ -119,7 +119,7 @@ class _DatasetPlanner:
         """Which of the head's block sets a variant's jobs run over."""
         return self._sets[variant.settings["input"], variant.settings["frames"], variant.settings["source"]]
 
-    def _blocks(self, spec: Mapping[str, Any], kind: str, source: str, shards: list[str] | None) -> list[list[Any]]:
+    def _blocks(self, spec: Mapping[str, Any], source: str, content: Mapping[str, list[Any]], shards: list[str] | None) -> list[list[Any]]:
         """[bits, digest, first leaf, behind the last leaf] of each block. Shards: the leaves' digests, or None for a live source."""
         counts = [len(self.samples[key]) for _, key in self.places]
         ends = [end for _, _, end in self.nodes]
@@ -133,7 +133,7 @@ class _DatasetPlanner:
                 last += 1
             keys = sorted(key for _, key in self.places[begin:end])
             asked = [[s.key, s.query] for key in keys for s in self.samples[key]]
-            read = shards[first : last + 1] if shards is not None else [[key, self._content(key, kind, source)] for key in keys]
+            read = shards[first : last + 1] if shards is not None else [[key, content[key]] for key in keys]
             rows.append([bits, digest_of(spec, source, read, asked), first, last + 1])
         return rows
 
@@ -145,11 +145,16 @@ class _DatasetPlanner:
             {key: self.digests[key] for key in keys},
         )
 
-    def _content(self, key: str, kind: str, source: str) -> list[Any]:
-        """What a kind of a clip is made from: entry, content digest, and the time window where there is one."""
-        clip = self.dataset.clips[key]
-        entry = origin(clip, kind, source)
-        return [entry, self.digests[key].get(entry or "", "none"), *([list(clip.window)] if clip.window else [])]
+    def _contents(self, kind: str, source: str) -> dict[str, list[Any]]:
+        """What a kind is made from, by clip: entry, content digest, and the time window where there is one."""
+        clips = self.dataset.clips
+        found: dict[str, list[Any]] = {}
+        for key, digests in self.digests.items():
+            clip = clips[key]
+            entry = origin(clip, kind, source)
+            content = [entry, digests.get(entry, "none") if entry else "none"]
+            found[key] = [*content, list(clip.window)] if clip.window else content
+        return found
 
 
 def _content(
@@ -157,23 +162,25 @@ def _content(
 ) -> dict[str, dict[str, str]]:
     """Digest by clip key and entry, of the entries that the uses (kind, source) read and no others."""
     clips = {sample.clip: dataset.clips[sample.clip] for sample in dataset.samples}
-    entries = {key: sorted({e for kind, source in uses if (e := origin(clip, kind, source))}) for key, clip in clips.items()}
-    paths = [path for key, names in entries.items() for name in names for path in _paths(clips[key], name)]
+    entries: dict[str, list[str]] = {}
+    paths: list[str] = []
+    for key, clip in clips.items():
+        entries[key] = sorted({e for kind, source in uses if (e := origin(clip, kind, source))})
+        for name in entries[key]:
+            files = clip.files[name]
+            if isinstance(files, str):
+                paths.append(files)
+            else:
+                paths += files
     known = index.digests(dataset.name, dataset.root, paths, threads=threads, progress=progress)
-    return {key: {name: _one(clips[key], name, known) for name in names} for key, names in entries.items()}
+    return {key: {name: _one(clips[key].files[name], known) for name in names} for key, names in entries.items()}
 
 
-def _paths(clip: Clip, entry: str) -> tuple[str, ...]:
-    files = clip.files[entry]
-    return (files,) if isinstance(files, str) else tuple(files)
-
-
-def _one(clip: Clip, entry: str, known: Mapping[str, str]) -> str:
-    paths = _paths(clip, entry)
-    if isinstance(clip.files[entry], str):
-        return known[paths[0]]
+def _one(files: str | Sequence[str], known: Mapping[str, str]) -> str:
+    if isinstance(files, str):
+        return known[files]
     # several files in a given order: their order counts, their folder does not
-    return combine({f"{number:06d}": known[path] for number, path in enumerate(paths)})
+    return combine({f"{number:06d}": known[path] for number, path in enumerate(files)})
 
 
 def _by_clip(samples: Iterable[Sample]) -> dict[str, tuple[Sample, ...]]:

@@ -62,8 +62,11 @@ def digest_of(*parts: Any, size: int = 16) -> str:
 
 def origin(clip: Clip, kind: str, source: str = "cache") -> str | None:
     """Which entry of `clip.files` a kind is read from: the live source's own, or the first of ORIGINS. None when the clip has none."""
-    names = ORIGINS[kind] if source == "cache" else (LIVE[source],)
-    return next((name for name in names if clip.files.get(name)), None)
+    files = clip.files
+    for name in ORIGINS[kind] if source == "cache" else (LIVE[source],):  # a loop: asked several times for each of a million clips
+        if files.get(name):
+            return name
+    return None
 
 
 def extraction_spec(config: Config, kind: str, count: int | None = None, sensor: tuple[int, int] | None = None) -> dict[str, Any]:
