@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from stagebench.config import Config
 from stagebench.errors import MergeError, StagebenchError
+from stagebench.files import bounded_text
 from stagebench.merge.analysis import SETTINGS, Group, groups
 from stagebench.merge.comparison import paired, ratio_row
 from stagebench.merge.gather import MERGED_SCHEMA, difference
@@ -26,6 +27,7 @@ from stagebench.merge.gather import MERGED_SCHEMA, difference
 __all__ = ["Outcome", "compare_results", "exit_code"]
 
 METRICS = ("total_ms", "no_load_ms", "load_ms", "encode_ms", "prefill_ms", "decode_ms", "ms_per_token", "new_tokens")
+MAX_SUMMARY_BYTES = 256 << 20
 _KEY = ("dataset", "model", "length")
 
 
@@ -103,7 +105,7 @@ def _groups(folder: Path) -> list[Group]:
 def _summary(folder: Path) -> dict[str, Any]:
     path = folder / "summary.json"
     try:
-        summary = json.loads(path.read_text(encoding="utf-8"))
+        summary = json.loads(bounded_text(path, MAX_SUMMARY_BYTES))
         Config.model_validate(summary["config"])
         for key in ("machines", "studies", "verdict", "reasons"):
             summary[key]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import re
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -15,6 +16,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from stagebench.errors import ConfigError
+from stagebench.files import bounded_text
 
 __all__ = ["Config", "ModelConfig", "canonical", "load_config", "reference_markdown", "schema_yaml"]
 
@@ -22,6 +24,9 @@ Slug = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=
 Positive = Annotated[int, Field(ge=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Length = Literal["natural"] | Positive
+
+MAX_CONFIG_BYTES = 256 << 10
+"""PyYAML's time grows with the square of some inputs: it takes seconds for these bytes, minutes for a megabyte."""
 
 FRAME_SOURCES = ("cache", "mp4", "frames")
 EVENT_SOURCES = ("cache", "npy", "png")
@@ -264,9 +269,9 @@ def load_config(source: str | Path | Mapping[str, Any]) -> Config:
     if isinstance(source, (str, Path)):
         where = str(source)
         try:
-            source = yaml.safe_load(Path(source).read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, yaml.YAMLError, RecursionError) as error:
-            raise ConfigError(f"{where}: cannot be read as YAML: {error}") from error
+            source = yaml.safe_load(bounded_text(Path(source), MAX_CONFIG_BYTES))
+        except Exception as error:  # PyYAML lets out what its constructors meet: ValueError for 2001-99-99, IndexError for !!int ''
+            raise ConfigError(f"{where}: cannot be read as YAML: {type(error).__name__}: {error}") from error
     if not isinstance(source, Mapping):
         raise ConfigError(f"{where}: expected a mapping of keys, found {type(source).__name__}")
     try:
@@ -283,7 +288,7 @@ def _explain(error: Any) -> str:
     if error["type"] == "missing":
         return f"{key}: missing, and it has no default."
     found = error["input"]
-    shown = f" Found {found!r}." if not isinstance(found, Mapping) else ""
+    shown = f" Found {reprlib.repr(found)}." if not isinstance(found, Mapping) else ""
     return f"{key}: {error['msg']}.{shown}"
 
 

@@ -1,13 +1,23 @@
-"""Files that are whole or not there."""
+"""Files that are whole or not there, and text that is no longer than it may be."""
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["sync_folder", "whole_file"]
+__all__ = ["bounded_text", "sync_folder", "whole_file"]
+
+
+def bounded_text(path: Path, limit: int) -> str:
+    """A UTF-8 file's text. Raises OSError (EFBIG) for more than `limit` bytes, of which no more are read, and UnicodeDecodeError."""
+    with path.open("rb") as file:  # no question to the file system: a pipe has no size
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"more than the {limit:,} bytes that are read of such a file", str(path))
+    return data.decode("utf-8")
 
 
 @contextmanager

@@ -14,6 +14,7 @@ import logging
 import multiprocessing
 import random
 import resource
+import shutil
 import signal
 import sys
 import time
@@ -23,11 +24,15 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fuzz.readers import READERS, Reader
+from fuzz.base import Reader, folder
+from fuzz.readers import READERS
 
 FINDINGS = Path(__file__).parent / "findings"
 SECONDS = 20
 """An input that takes longer is a finding."""
+HANGS = 120
+"""A worker that stays at one input for this many seconds is killed, and the input is a finding."""
+CONTEXT = multiprocessing.get_context("fork")
 EXTRA_BYTES = 2 << 30
 """Address space that reading may take beyond what the process has at the start; more raises MemoryError, which is a finding."""
 
@@ -75,27 +80,61 @@ def _worker(reader: Reader, seed: int, numbers: range, end: float, shared: Any) 
     _work(reader, seed, numbers, end, shared)
 
 
-def _fuzz(reader: Reader, inputs: int, seed: int, jobs: int, limit: float) -> int:
-    begin = time.monotonic()
-    context = multiprocessing.get_context("fork")
-    due = [range(first, inputs, jobs) for first in range(jobs)]
-    done = taken = found = 0
-    while due:
-        running = []
-        for numbers in due:
-            shared = context.RawArray("q", 4)
-            process = context.Process(target=_worker, args=(reader, seed, numbers, begin + limit, shared))
-            process.start()
-            running.append((process, numbers, shared))
-        due = []
-        for process, numbers, shared in running:
-            process.join()
-            done, taken, found = done + shared[1], taken + shared[2], found + shared[3]
-            if process.exitcode:  # a library crashed: that input is a finding, the rest goes on
-                _keep(reader, seed, shared[0], f"the process ended with {process.exitcode}\n")
-                done, found = done + 1, found + 1
-                rest = range(shared[0] + numbers.step, numbers.stop, numbers.step)
-                due += [rest] if rest else []
+class _Worker:
+    """A process on some of the inputs. It is started again behind an input that ended it, or that it does not come back from."""
+
+    def __init__(self, reader: Reader, seed: int, numbers: range, end: float) -> None:
+        self.shared = CONTEXT.RawArray("q", 4)
+        self.numbers = numbers
+        self._made = (reader, seed)
+        self._end = end
+        self._done_before = (0, 0, 0)
+        self.totals = (0, 0, 0)
+        self._start()
+
+    def _start(self) -> None:
+        self.shared[:] = [self.numbers.start, 0, 0, 0]
+        self._moved, self._at = time.monotonic(), -1
+        self._process = CONTEXT.Process(target=_worker, args=(*self._made, self.numbers, self._end, self.shared))
+        self._process.start()
+
+    def poll(self) -> bool:
+        """Whether it still works; `totals` becomes (done, taken, findings)."""
+        code = self._process.exitcode
+        if code is None and self._at == self.shared[1] and time.monotonic() - self._moved > HANGS:
+            self._process.kill()  # in C, where no Python signal handler runs
+            self._process.join()
+            code = self._process.exitcode
+        elif self._at != self.shared[1]:
+            self._moved, self._at = time.monotonic(), self.shared[1]
+        self.totals = tuple(map(sum, zip(self._done_before, self.shared[1:], strict=True)))
+        if code is None:
+            return True
+        if code == 0:
+            return False
+        done, taken, found = self.totals
+        self._done_before = self.totals = (done + 1, taken, found + 1)
+        # in a process of its own: this one forks, and must not have threads of Arrow or polars
+        keeper = CONTEXT.Process(target=_keep, args=(*self._made, self.shared[0], f"the process ended with {code}\n"))
+        keeper.start()
+        keeper.join()
+        self.numbers = range(self.shared[0] + self.numbers.step, self.numbers.stop, self.numbers.step)
+        if not self.numbers:
+            self.shared[1:] = [0, 0, 0]
+            return False
+        self._start()
+        return True
+
+
+def _fuzz(reader: Reader, numbers: range, seed: int, jobs: int, limit: float) -> int:
+    begin = said = time.monotonic()
+    workers = [_Worker(reader, seed, numbers[first::jobs], begin + limit) for first in range(jobs)]
+    while [worker for worker in workers if worker.poll()]:
+        time.sleep(0.2)
+        if time.monotonic() - said > 60:
+            said = time.monotonic()
+            sys.stderr.write(f"{reader.name}: {sum(w.totals[0] for w in workers):,} after {said - begin:,.0f} s\n")
+    done, taken, found = (sum(values) for values in zip(*(worker.totals for worker in workers), strict=True))
     seconds = time.monotonic() - begin
     sys.stdout.write(
         f"{reader.name}: {done:,} inputs in {seconds:,.0f} s ({done / seconds:,.0f}/s), {taken:,} taken, {done - taken - found:,} "
@@ -109,6 +148,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="fuzz", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--inputs", type=int, default=1_000_000, help="of each reader")
     parser.add_argument("--reader", action="append", choices=READERS, help="all when not given")
+    parser.add_argument("--first", type=int, default=0, help="number of the first input: where an earlier run ended")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--seconds", type=float, default=float("inf"), help="of each reader at most")
     parser.add_argument("--jobs", type=int, default=multiprocessing.cpu_count())
@@ -119,7 +159,12 @@ def main() -> int:
         sys.stdout.write("taken\n" if reader.holds(given.replay.read_bytes()) else "refused\n")
         return 0
     FINDINGS.mkdir(exist_ok=True)
-    found = [_fuzz(READERS[name], given.inputs, given.seed, given.jobs, given.seconds) for name in given.reader or READERS]
+    folder()
+    numbers = range(given.first, given.first + given.inputs)
+    try:
+        found = [_fuzz(READERS[name], numbers, given.seed, given.jobs, given.seconds) for name in given.reader or READERS]
+    finally:
+        shutil.rmtree(folder())  # made before the first fork, so that it is every worker's
     return int(any(found))
 
 

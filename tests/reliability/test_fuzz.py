@@ -8,11 +8,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fuzz.mutate import changed_bytes, changed_value
-from fuzz.readers import CONFIG, READERS, Broken, Reader
+from fuzz.base import Broken, Reader
+from fuzz.readers import CONFIG, READERS
 from stagebench.errors import StoreError
 
-EXAMPLES = {"npy": 400, "index": 400, "shard": 150, "config": 300, "results": 100}
-"""Not `resealed`: Arrow ends the process for some forged footers (docs/reliability.md), which only `make fuzz` can outlive."""
+EXAMPLES = {"npy": 400, "index": 400, "shard": 150, "resealed": 300, "config": 300, "results": 150}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)

@@ -1,12 +1,14 @@
 """Hostile JSON and YAML wherever the program reads its own: refused by an error of ours, in bounded time and memory."""
 
 import contextlib
+import time
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from attacks.result_files import ATTACKS
+from attacks.result_files import ATTACKS, YAML_ATTACKS
 from factories import make_study, study_metadata
 from stagebench.cache import usage
 from stagebench.compare import compare_results
@@ -39,8 +41,6 @@ READERS: dict[str, tuple[Callable[[Path, bytes], object], type[StagebenchError]]
 @pytest.mark.parametrize("reader", READERS)
 def test_json_attacks(tmp_path: Path, reader: str, attack: str) -> None:
     read, error = READERS[reader]
-    if reader == "configuration" and len(ATTACKS[attack]) > 500_000:
-        pytest.skip("PyYAML takes minutes for these bytes; a study's own settings are not from strangers")
     if reader == "checkpoint's config" and attack in (
         "a list where an object should be",
         "a number",
@@ -52,6 +52,49 @@ def test_json_attacks(tmp_path: Path, reader: str, attack: str) -> None:
     with pytest.raises(error) as caught:
         read(tmp_path, ATTACKS[attack])
     assert str(tmp_path) in str(caught.value), "the file is named"
+
+
+def _sparse(path: Path) -> Path:
+    """A GiB of zeros that takes no room on the disk."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("wb") as file:
+        file.truncate(1 << 30)
+    return path
+
+
+LARGE: dict[str, tuple[str, Callable[[Path], object]]] = {
+    "summary": ("summary.json", lambda path: compare_results(path.parent, path.parent)),
+    "checkpoint's config": ("config.json", lambda path: checkpoint_folder(str(path.parent))),
+    "configuration": ("config.yaml", load_config),
+    "proof": ("verify/m.json", lambda path: read_verifications(path.parents[1], ["verify/m.json"])),
+}
+
+
+@pytest.mark.parametrize("reader", LARGE)
+def test_a_gibibyte_is_refused_before_it_is_read(tmp_path: Path, reader: str) -> None:
+    name, read = LARGE[reader]
+    path = _sparse(tmp_path / name)
+    tracemalloc.start()
+    try:
+        if reader == "proof":  # makes the study invalid, and the merge goes on
+            assert "OSError" in read(path)[1][0].detail  # type: ignore[index]
+        else:
+            with pytest.raises(StagebenchError, match="more than the [0-9,]+ bytes") as caught:
+                read(path)
+            assert str(tmp_path) in str(caught.value)
+        assert tracemalloc.get_traced_memory()[1] < 600 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("attack", YAML_ATTACKS)
+def test_yaml_attacks(tmp_path: Path, attack: str) -> None:
+    path = _write(tmp_path / "config.yaml", YAML_ATTACKS[attack])
+    begin = time.process_time()
+    with pytest.raises(ConfigError, match=str(path)) as caught:
+        load_config(path)
+    assert time.process_time() - begin < 30
+    assert len(str(caught.value)) < 10_000, "what was found is shown in short"
 
 
 @pytest.mark.parametrize("attack", ATTACKS)

@@ -11,10 +11,13 @@ from typing import Any
 import polars as pl
 
 from stagebench.config import Config
+from stagebench.files import bounded_text
 from stagebench.merge.analysis import CAPPED_POOL, Group
 from stagebench.rows import Code, Status
 
 __all__ = ["Finding", "StudyVerdict", "failure_rows", "judge", "read_verifications"]
+
+MAX_PROOF_BYTES = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -58,7 +61,7 @@ def read_verifications(results: Path, proofs: Sequence[str]) -> tuple[list[dict[
             trouble = "decoupling proof missing: run stagebench verify"
         else:
             try:
-                report = json.loads(path.read_text(encoding="utf-8"))
+                report = json.loads(bounded_text(path, MAX_PROOF_BYTES))
                 checks = [
                     {"name": str(c["name"]), "passed": c["passed"] is True, "detail": str(c.get("detail", ""))} for c in report["checks"]
                 ]

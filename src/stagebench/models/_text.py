@@ -10,8 +10,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from stagebench.errors import ModelError
+from stagebench.files import bounded_text
 
 __all__ = ["FastCodec", "SentencePieceCodec", "TextCodec", "load_codec", "load_tokenizer", "read_json"]
+
+MAX_JSON_BYTES = 256 << 20
+"""Of a checkpoint's JSON files; the largest tokenizers take tens of MiB."""
 
 
 class TextCodec(Protocol):
@@ -130,7 +134,7 @@ def read_json(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(bounded_text(path, MAX_JSON_BYTES))
     except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{path}: cannot be read as JSON: {error}. Fetch the checkpoint again.") from error
     return found if isinstance(found, dict) else {}
