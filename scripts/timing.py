@@ -16,6 +16,6 @@ if __name__ == "__main__":
         require_gpu(snakemake.resources)
         paths = snakemake.config["paths"]
         plan = Plan.read(Path(paths["results"], "plan.json"))
-        run_job(
-            plan, plan.job(**dict(snakemake.wildcards)), Path(snakemake.output[0]), cache=Path(paths["cache"]), threads=snakemake.threads
-        )
+        timed, output = plan.job(**dict(snakemake.wildcards)), Path(snakemake.output[0])
+        # nothing is measured in this process after its job, so it may be profiled
+        run_job(plan, timed, output, cache=Path(paths["cache"]), threads=snakemake.threads, profile=True)

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from stagebench.stages import STAGES
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 
 class Status(StrEnum):
@@ -45,6 +45,8 @@ class Code(StrEnum):
     INVALID_NAN = "invalid_nan"
     SUSPECT_RESIDUAL = "suspect_residual"
     """|total - sum(stages)| over 1 % + 0.2 ms."""
+    SUSPECT_CLOCKS = "suspect_clocks"
+    """The host's and the device's clock disagree about the total by over 1 % + 0.2 ms."""
     DISCARDED_THROTTLED = "discarded_throttled"
     """The GPU reported a throttle reason at this sample's borders."""
     DISCARDED_CLOCK = "discarded_clock"
@@ -60,8 +62,12 @@ class Code(StrEnum):
     """repeats.target_cv was not reached."""
     WARN_NEIGHBOURS = "warn_neighbours"
     """Other processes were on the device."""
+    WARN_UNSEEN = "warn_unseen"
+    """The device does not show what a rule looks at (throttle reasons, other processes): the rule saw nothing, for it could not."""
     WARN_SIDE_BY_SIDE = "warn_side_by_side"
     """timing.exclusive was false: other timing jobs may have run on this machine."""
+    WARN_HARNESS = "warn_harness"
+    """The harness itself costs over 1 % of a typical total: the null workload says what of the short stages is its own."""
     WARN_LOAD_AVERAGE = "warn_load_average"
     """The host was busy when the job began."""
     RESUMED = "resumed"
@@ -114,6 +120,7 @@ SCHEMA = pa.schema(
         ("weights_bytes", pa.int64()),
         *((name, _MS) for name in ("limit_ms", "share_of_limit")),
         *((name, pa.float64()) for name in ("sm_clock_mhz", "temperature_c", "power_w", "energy_j", "harness_ms")),
+        *((f"{stage}_energy_j", pa.float64()) for stage in STAGES),
         ("job", _TEXT),
         ("codes", pa.list_(_TEXT)),
     ]
@@ -126,5 +133,6 @@ guesses ahead proposed, and how much of it the model chose itself; null for othe
 `plain_*`: total and output of a run of the same sample and repeat without instrumentation, where one was made.
 `weights_bytes`: parameters and buffers of the whole model. `limit_ms`: bytes that one decode step reads (language model
 without its embedding table, and KV cache) over the bandwidth measured in the same job; `share_of_limit`: limit_ms / (ms per token).
+`<stage>_energy_j`: only of stages that are far longer than the period at which the device's energy counter moves.
 `harness_ms`: the harness's own cost of one sample, from the null workload.
 File metadata of a timing file: b"stagebench.job", b"stagebench.study", b"stagebench.machine", each JSON."""

@@ -8,7 +8,7 @@ the time between the same two points on the device's own clock. `total` is timed
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -42,7 +42,8 @@ CLOSURE_MS = 0.2
 
 
 def closure_bound_ms(total_ms: float) -> float:
-    """The residual above which a sample is suspect: 1 % of its total + 0.2 ms."""
+    """The residual above which a sample is suspect: 1 % of its total + 0.2 ms. The same bound holds between the host's and the device's
+    clock over the total: the device is idle at both ends of it, so both clocks saw the same interval."""
     return CLOSURE_SHARE * total_ms + CLOSURE_MS
 
 
@@ -57,6 +58,8 @@ class StageTimes:
     peak_bytes: dict[str, int]
     token_ms: tuple[float, ...] = ()
     """When each token after the first was there, in ms since prefill ended (the first token)."""
+    energy_mj: dict[str, int] = field(default_factory=dict)
+    """What the device's energy counter moved by over the watched stages (StageClock.watch)."""
 
     @property
     def residual_ms(self) -> float:
@@ -74,6 +77,20 @@ class _Span:
     end_ns: int = 0
     begin_event: Any = None
     end_event: Any = None
+    begin_mj: int | None = None
+    end_mj: int | None = None
+
+
+_SPARE: dict[int, list[Any]] = {}
+"""Device -> timing events that no clock holds: an event's first record creates it on the device, which takes longer than all later ones."""
+
+_BORDER_EVENTS = 2 * len(STAGES) + 2
+
+
+def _cuda_api() -> Any:
+    import torch
+
+    return torch.cuda
 
 
 @dataclass
@@ -98,11 +115,31 @@ class StageClock:
 
     def __post_init__(self) -> None:
         self._cuda: Any = None
+        self._index = 0
+        self._spare: list[Any] = []
+        self._meter: Callable[[], int | None] | None = None
+        self._watched: frozenset[str] = frozenset()
+        self._reading: StageTimes | None = None
         if str(self.device).startswith("cuda"):
-            import torch
-
-            self._cuda = torch.cuda
+            self._cuda = _cuda_api()
+            number = str(self.device).partition(":")[2]
+            # a number, for torch takes microseconds to read a device's name at each call
+            self._index = int(number) if number else int(self._cuda.current_device())
         self._events = self._cuda is not None and self.sync
+        if self._events:
+            self._spare = _SPARE.setdefault(self._index, [])
+            while len(self._spare) < _BORDER_EVENTS:
+                event = self._cuda.Event(enable_timing=True)
+                event.record()
+                self._spare.append(event)
+
+    def watch(self, meter: Callable[[], int | None], stages: Collection[str]) -> None:
+        """Read `meter` (a device's energy counter, in mJ) at both borders of these stages, outside their windows.
+
+        A reading stands inside the total, in its residual. A plain clock has no borders to read at and takes none.
+        """
+        if self.sync:
+            self._meter, self._watched = meter, frozenset(stages)
 
     @property
     def current(self) -> str | None:
@@ -140,7 +177,7 @@ class StageClock:
         self._check_deadline(name)
         self._synchronize()
         if self._events:
-            self._cuda.reset_peak_memory_stats(self.device)
+            self._cuda.reset_peak_memory_stats(self._index)
         self._start(name)
 
     def end(self) -> None:
@@ -150,9 +187,11 @@ class StageClock:
         span.end_event = self._event()
         self._synchronize()
         span.end_ns = time.perf_counter_ns()
+        if self._meter is not None and self._open in self._watched:
+            span.end_mj = self._meter()
         if self._events:
             # the nested form: max_memory_allocated flattens and sorts every counter first, which takes 100 us
-            self._peak[self._open] = int(self._cuda.memory.memory_stats_as_nested_dict(self.device)["allocated_bytes"]["all"]["peak"])
+            self._peak[self._open] = int(self._cuda.memory.memory_stats_as_nested_dict(self._index)["allocated_bytes"]["all"]["peak"])
         self._open = None
 
     def switch(self, name: str) -> None:
@@ -164,7 +203,7 @@ class StageClock:
             raise ValueError(f"switch to {name!r}: no stage is open")
         self.end()
         if self._events:
-            self._cuda.reset_peak_memory_stats(self.device)
+            self._cuda.reset_peak_memory_stats(self._index)
         self._start(name)
 
     def token(self) -> None:
@@ -174,6 +213,8 @@ class StageClock:
 
     def times(self) -> StageTimes:
         """The reading. Raises ValueError while a stage or the total is still open."""
+        if self._reading is not None:
+            return self._reading
         if self._open is not None or not self._total.end_ns:
             raise ValueError(f"{self._open or 'total'} is still open")
         ms = 1e-6
@@ -183,7 +224,18 @@ class StageClock:
         if self._events:
             gpu = {name: float(s.begin_event.elapsed_time(s.end_event)) for name, s in self._spans.items()}
             total_gpu = float(self._total.begin_event.elapsed_time(self._total.end_event))
-        return StageTimes(host, gpu, (self._total.end_ns - self._total.begin_ns) * ms, total_gpu, dict(self._peak), self._token_ms())
+        tokens = self._token_ms()
+        self._give_back()
+        energy = {n: s.end_mj - s.begin_mj for n, s in self._spans.items() if s.begin_mj is not None and s.end_mj is not None}
+        total = (self._total.end_ns - self._total.begin_ns) * ms
+        self._reading = StageTimes(host, gpu, total, total_gpu, dict(self._peak), tokens, energy)
+        return self._reading
+
+    def _give_back(self) -> None:
+        """Events that were read are spare for the next clock."""
+        for span in (*self._spans.values(), self._total):
+            self._spare += [event for event in (span.begin_event, span.end_event) if event is not None]
+        self._spare += [event for _, event in self._tokens if event is not None]
 
     def _token_ms(self) -> tuple[float, ...]:
         decode = self._spans.get("decode")
@@ -205,16 +257,18 @@ class StageClock:
     def _start(self, name: str) -> None:
         span = self._spans[name] = _Span()
         self._open = name
+        if self._meter is not None and name in self._watched:
+            span.begin_mj = self._meter()
         span.begin_event = self._event()
         span.begin_ns = time.perf_counter_ns()
 
     def _event(self) -> Any:
         if not self._events:
             return None
-        event = self._cuda.Event(enable_timing=True)
+        event = self._spare.pop() if self._spare else self._cuda.Event(enable_timing=True)
         event.record()
         return event
 
     def _synchronize(self, *, always: bool = False) -> None:
         if self._cuda is not None and (self.sync or always):
-            self._cuda.synchronize(self.device)
+            self._cuda.synchronize(self._index)

@@ -2,12 +2,15 @@
 
 from stagebench.machine.anchor import ANCHOR_BOUND, anchor, anchor_drift, bandwidth
 from stagebench.machine.devices import Lease, pick_device
+from stagebench.machine.energy import ENERGY_PERIODS, EnergyCounter, energy_counter
 from stagebench.machine.fingerprint import differences, fingerprint, host
 from stagebench.machine.monitor import CpuShare, Monitor, Reading
 
 __all__ = [
     "ANCHOR_BOUND",
+    "ENERGY_PERIODS",
     "CpuShare",
+    "EnergyCounter",
     "Lease",
     "Monitor",
     "Reading",
@@ -15,6 +18,7 @@ __all__ = [
     "anchor_drift",
     "bandwidth",
     "differences",
+    "energy_counter",
     "fingerprint",
     "host",
     "pick_device",

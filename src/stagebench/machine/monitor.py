@@ -75,7 +75,7 @@ class Monitor:
         if self._nvml is None:
             return Reading()
         nvml, handle = self._nvml
-        reasons = ask(nvml.nvmlDeviceGetCurrentClocksThrottleReasons, handle) or 0
+        reasons = self._reasons() or 0
         power = ask(nvml.nvmlDeviceGetPowerUsage, handle)
         return Reading(
             sm_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
@@ -87,8 +87,41 @@ class Monitor:
             energy_mj=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
         )
 
+    def energy_mj(self) -> int | None:
+        """The energy counter alone, in mJ since the driver was loaded."""
+        if self._nvml is None:
+            return None
+        nvml, handle = self._nvml
+        value = ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle)
+        return None if value is None else int(value)
+
+    def unseen(self) -> tuple[str, ...]:
+        """What a rule looks at and this device does not show, while a context of ours is on it; empty on a CPU, which has no such rules."""
+        if not self.device.startswith("cuda"):
+            return ()
+        if self._nvml is None:
+            return ("clocks", "throttle reasons", "other processes")
+        nvml, handle = self._nvml
+        missing = [] if ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM) is not None else ["clocks"]
+        if self._reasons() is None:
+            missing.append("throttle reasons")
+        if not self.pids():  # ours at least is there
+            missing.append("other processes")
+        return tuple(missing)
+
+    def _reasons(self) -> int | None:
+        """NVML calls them event reasons from driver 535 on, throttle reasons before, and either may be missing."""
+        if self._nvml is None:
+            return None
+        nvml, handle = self._nvml
+        for name in ("nvmlDeviceGetCurrentClocksEventReasons", "nvmlDeviceGetCurrentClocksThrottleReasons"):
+            reasons = ask(getattr(nvml, name, _missing), handle)
+            if reasons is not None:
+                return int(reasons)
+        return None
+
     def pids(self) -> frozenset[int]:
-        """Processes that compute on the device, ours among them."""
+        """Processes that compute on the device, ours among them; empty in a container that hides them."""
         if self._nvml is None:
             return frozenset()
         nvml, handle = self._nvml
@@ -108,6 +141,10 @@ class Monitor:
         nvml, handle = self._nvml
         status = ask(nvml.nvmlDeviceGetViolationStatus, handle, _VIOLATIONS[policy])
         return None if status is None else int(status.violationTime)
+
+
+def _missing(*_: Any) -> Any:
+    raise AttributeError("this pynvml has no such query")
 
 
 class CpuShare:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from stagebench.machine import Reading
+from stagebench.machine import ENERGY_PERIODS, EnergyCounter, Reading
 from stagebench.models.base import Decoding
 from stagebench.rows import SCHEMA, Code, Status
 from stagebench.session.order import Group, Task
@@ -46,6 +46,8 @@ class Measured:
     plain: Run | None
     before: Reading
     after: Reading
+    counter: EnergyCounter | None = None
+    """How finely the device counts energy; None where that is not known."""
 
 
 def rows_of(
@@ -146,6 +148,10 @@ def _row(
         )
     if abs(run.times.residual_ms) > closure_bound_ms(run.times.total_ms):
         codes.append(Code.SUSPECT_RESIDUAL)
+    device_ms = run.times.total_gpu_ms
+    if device_ms is not None and not abs(run.times.total_ms - device_ms) <= closure_bound_ms(run.times.total_ms):
+        codes.append(Code.SUSPECT_CLOCKS)
+        row["reason"] = row["reason"] or f"total: {run.times.total_ms:.2f} ms by the host's clock, {device_ms:.2f} ms by the device's"
     throttled = m.after.throttled_since(m.before)
     if throttled:
         codes.append(Code.DISCARDED_THROTTLED)
@@ -189,7 +195,16 @@ def _sensors(m: Measured) -> dict[str, Any]:
         "temperature_c": _finite(m.after.temperature_c),
         "power_w": _finite(m.after.power_w),
         "energy_j": _finite(joules) if long_enough else None,
-    }
+    } | _stage_energy(m)
+
+
+def _stage_energy(m: Measured) -> dict[str, float]:
+    """Joules of the stages that were watched, of those the ones that lasted long enough for the counter to tell them."""
+    times, counter = m.run.times, m.counter
+    if times is None or counter is None:
+        return {}
+    shortest = ENERGY_PERIODS * counter.period_ms
+    return {f"{stage}_energy_j": mj * 1e-3 for stage, mj in times.energy_mj.items() if times.host_ms[stage] >= shortest}
 
 
 def _limit(m: Measured, limits: Limits | None) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
@@ -13,7 +13,7 @@ from typing import Any
 
 from stagebench.config import Config, RepeatsConfig
 from stagebench.engines.base import EngineInfo
-from stagebench.machine import Monitor
+from stagebench.machine import ENERGY_PERIODS, EnergyCounter, Monitor
 from stagebench.models.base import Decoding
 from stagebench.rows import Code, Status
 from stagebench.session.admission import Admission, admit_shapes
@@ -24,9 +24,12 @@ from stagebench.session.prefetch import SUFFIX, Ahead
 from stagebench.session.repeats import go_on, unmet
 from stagebench.session.run import DeviceLostError, Run, Subject, run_once
 
-__all__ = ["Outcome", "Settings", "time_samples"]
+__all__ = ["Outcome", "Settings", "metered_stages", "time_samples"]
 
 log = logging.getLogger(__name__)
+
+METER_SHARE = 0.001
+"""What reading the energy counter inside a sample's total may cost of it: the harness's own bound."""
 
 FATAL_TRIES = 2
 """A group whose run has lost the device this often becomes an error row: the fault is its own, not the device's."""
@@ -114,11 +117,13 @@ def time_samples(
     journal: Journal | None = None,
     reuse: Mapping[str, list[dict[str, Any]]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    counter: EnergyCounter | None = None,
 ) -> Outcome:
     """Measure every task in every length mode.
 
     constant: row columns that are the same for all. limits: for the limit columns. journal: finished groups are taken from it and
     added to it. reuse: rows by sample key that stand for a sample's measurement (batch 1 only). progress: called with (samples done, of).
+    counter: how finely the device counts energy; with it, and a meter in `subject`, long stages get an energy of their own.
 
     Raises DeviceLostError when the device fails for good, TimingError when the journal cannot be written.
     """
@@ -126,7 +131,7 @@ def time_samples(
     columns = dict(constant or {})
     if settings.prefetch:
         columns["source"] = f"{columns.get('source') or ''}{SUFFIX}"
-    loop = _Loop(subject, settings, columns, limits, monitor or Monitor("cpu"), outcome)
+    loop = _Loop(subject, settings, columns, limits, monitor or Monitor("cpu"), outcome, counter)
     done = 0
     for task in tasks:
         if task.skip is not None:
@@ -169,16 +174,19 @@ class _Loop:
     """Warm-up and measurement of groups, with what they share."""
 
     def __init__(
-        self, subject: Subject, settings: Settings, constant: dict[str, Any], limits: Limits | None, monitor: Monitor, outcome: Outcome
+        self,
+        subject: Subject,
+        settings: Settings,
+        constant: dict[str, Any],
+        limits: Limits | None,
+        monitor: Monitor,
+        outcome: Outcome,
+        counter: EnergyCounter | None,
     ) -> None:
-        self.subject, self.settings, self.constant, self.limits, self.monitor, self.outcome = (
-            subject,
-            settings,
-            constant,
-            limits,
-            monitor,
-            outcome,
-        )
+        self.subject, self.settings, self.constant, self.limits = subject, settings, constant, limits
+        self.monitor, self.outcome, self.counter = monitor, outcome, counter
+        self.metered: dict[str, frozenset[str]] = {}
+        """By length mode: the stages at whose borders the energy counter is read."""
         self.eos = tuple(subject.adapter.eos_token_ids())
         self.next_of: Mapping[int, Group] = {}
         """The group measured after the one of that order."""
@@ -202,6 +210,10 @@ class _Loop:
                 self.outcome.first_call = record
             else:
                 self.outcome.warmup.append(record)
+        if self.counter is not None and self.outcome.first_call is not None:
+            for length in settings.lengths:
+                seen = [record for record in self.outcome.warmup if record["length"] == length and "stages_ms" in record]
+                self.metered[length] = metered_stages(seen, self.counter)
 
     def measure(self, group: Group, journal: Journal | None) -> list[dict[str, Any]]:
         if journal is not None and journal.fatal.get(group.key, 0) >= FATAL_TRIES:
@@ -222,13 +234,13 @@ class _Loop:
             plain_first = paired and repeat % 2 == 1  # either one goes first in turn, so that neither always finds warm caches
             plain = self._run(group, length, plain=True) if plain_first else None
             before = self.monitor.read()
-            run = self._run(group, length, following=self._following(group, length, repeat))
+            run = self._run(group, length, following=self._following(group, length, repeat), metered=self.metered.get(length, ()))
             after = self.monitor.read()
             if paired and not plain_first and run.status is Status.OK:
                 plain = self._run(group, length, plain=True)
             if plain is not None and plain.captures:
                 plain = None
-            rows += self._rows(Measured(group, length, repeat, run, plain, before, after))
+            rows += self._rows(Measured(group, length, repeat, run, plain, before, after, self.counter))
             self.outcome.samples_s += sum(r.times.total_ms for r in (run, plain) if r is not None and r.times is not None) * 1e-3
             if run.status is not Status.OK or run.times is None:
                 break  # what failed once is a row; running it again would cost a timeout or an OOM each time
@@ -244,9 +256,9 @@ class _Loop:
                 row["codes"] = [*row["codes"], Code.WARN_NOISY.value]
         return rows
 
-    def _run(self, group: Group, length: str, *, plain: bool = False, following: Sequence[Task] = ()) -> Run:
-        decoding = self.settings.decoding(length, self.eos, group.tasks[0].sample)
-        return run_once(self.subject, group.all, decoding, plain=plain, timeout_s=self.settings.sample_timeout_s, following=following)
+    def _run(self, group: Group, length: str, *, plain: bool = False, following: Sequence[Task] = (), metered: Collection[str] = ()) -> Run:
+        decoding, timeout_s = self.settings.decoding(length, self.eos, group.tasks[0].sample), self.settings.sample_timeout_s
+        return run_once(self.subject, group.all, decoding, plain=plain, timeout_s=timeout_s, following=following, metered=metered)
 
     def _following(self, group: Group, length: str, repeat: int) -> Sequence[Task]:
         """What the run after this one reads, as far as that can be told: noise may ask for more repeats."""
@@ -272,6 +284,19 @@ class _Loop:
     def _idle(self) -> tuple[Any, Any]:
         reading = self.monitor.read()
         return reading, reading
+
+
+def metered_stages(warmup: Sequence[Mapping[str, Any]], counter: EnergyCounter) -> frozenset[str]:
+    """Stages that warm-up runs show to be far longer than the energy counter's period; none where reading it would cost 0.1 % of the total.
+
+    warmup: records with `stages_ms` and `total_ms`, of one length mode.
+    """
+    if not warmup:
+        return frozenset()
+    shortest = ENERGY_PERIODS * counter.period_ms
+    long = frozenset(s for s in warmup[0]["stages_ms"] if min(record["stages_ms"].get(s, 0.0) for record in warmup) >= shortest)
+    reading = 2 * len(long) * counter.read_ms
+    return long if reading <= METER_SHARE * min(record["total_ms"] for record in warmup) else frozenset()
 
 
 def _brief(run: Run) -> dict[str, Any]:

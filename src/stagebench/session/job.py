@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -22,7 +22,9 @@ from stagebench.errors import TimingError
 from stagebench.rows import Code
 from stagebench.session import validity
 from stagebench.session.build import Limits
+from stagebench.session.busy import DeviceBusy, device_busy
 from stagebench.session.core import Outcome, Settings, time_samples
+from stagebench.session.divergence import check_divergences
 from stagebench.session.fidelity import plain_answers, quality
 from stagebench.session.journal import Journal
 from stagebench.session.model import load_adapter, step_bytes, study_fingerprint, weights_bytes
@@ -78,11 +80,13 @@ def run_job(
     lock_folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
     log: logging.Logger | None = None,
+    profile: bool = False,
 ) -> JobReport:
     """Time every sample of the job's block and write `output`.
 
     cache: where the plan's shards lie. device: cpu, cuda, cuda:<n>; null takes a free GPU, or the CPU. threads: torch's CPU threads;
-    null leaves torch's own number. progress: called with (samples done, of).
+    null leaves torch's own number. progress: called with (samples done, of). profile: measure the host-bound share at the end, on a GPU;
+    only for a process that measures nothing afterwards, for the profiler slows every launch that comes after it.
 
     A killed job goes on from `<output>.journal` when it is called again. Samples that fail are rows, and so is a job all of whose samples
     fail. Raises TimingError when no device is free, on SIGTERM, or when the disk is full; ModelError, StoreError as their modules do.
@@ -97,7 +101,7 @@ def run_job(
             torch.cuda.set_device(lease.device)
         stack.enter_context(terminated())
         try:
-            return _Job(plan, job, output, cache, lease, progress, log, stack).run(begun)
+            return _Job(plan, job, output, cache, lease, progress, log, stack, profile=profile).run(begun)
         except Terminated:
             raise TimingError(
                 f"{output}: SIGTERM. Finished samples are in {_journal_path(output).name}; run the job again and it goes on after them."
@@ -115,10 +119,12 @@ class _Job:
         progress: Callable[[int, int], None] | None,
         log: logging.Logger,
         stack: ExitStack,
+        *,
+        profile: bool,
     ) -> None:
         self.plan, self.job, self.output, self.cache = plan, job, output, cache
         self.lease, self.progress, self.log, self.stack = lease, progress, log, stack
-        self.device = lease.device
+        self.device, self.profile = lease.device, profile
         self.config = plan.config
         self.settings = Settings.of(plan.config, job.variant.settings)
         self.first = next(_JOBS) == 0
@@ -151,7 +157,8 @@ class _Job:
         harness = harness_ms(self.device)
         limits = Limits(step_bytes(adapter), machine.bandwidth(self.device))
         constant = self._constant(adapter, spec) | {"harness_ms": harness["total"]}
-        subject = Subject(adapter, engines.create(self.job.variant.settings["engine"]), loader, self.device)
+        counter = machine.energy_counter(monitor.energy_mj)
+        subject = Subject(adapter, engines.create(self.job.variant.settings["engine"]), loader, self.device, meter=monitor.energy_mj)
         others = machine.CpuShare()
         outcome = time_samples(
             subject,
@@ -163,12 +170,14 @@ class _Job:
             journal=journal,
             reuse=reuse,
             progress=self.progress,
+            counter=counter,
         )
         busy = others.others()
         after = machine.anchor(self.device)
         found = quality(plain, adapter)
-
         findings = self._judge(outcome, before, after, host, monitor, busy)
+        findings += check_divergences(outcome.fresh, tasks, adapter, loader, temperature=self.settings.temperature)
+        worked = self._device_busy(subject, tasks) if self.profile and outcome.fresh else None
         _mark(outcome, findings)
         statuses = _count(outcome.rows)
         about = {
@@ -185,6 +194,8 @@ class _Job:
             "codes": sorted({finding.code.value for finding in findings}),
             "findings": [{"code": finding.code.value, "text": finding.text} for finding in findings],
             "anchors": {"before": before, "after": after, "drift": machine.anchor_drift(before, after)},
+            "energy_counter": None if counter is None else asdict(counter),
+            "device_busy": None if worked is None else asdict(worked),
             "bandwidth_gb_s": limits.bandwidth * 1e-9,
             "step_bytes": limits.step_bytes,
             "harness_ms": harness,
@@ -219,6 +230,13 @@ class _Job:
         share, load = outcome.samples_s / wall, model_load_ms * 1e-3
         self.log.info("%.1f %% of the job's %.1f s passed inside measured samples; loading the model took %.1f s", 100 * share, wall, load)
         return JobReport(self.output, len(outcome.rows), statuses, tuple(findings), outcome.resumed, outcome.reused, seconds, about)
+
+    def _device_busy(self, subject: Subject, tasks: Sequence[Task]) -> DeviceBusy | None:
+        there = [task for task in tasks if task.skip is None]
+        if not there:
+            return None
+        batch = [there[n % len(there)] for n in range(self.settings.batch)]
+        return device_busy(subject, batch, self.settings.decoding(self.settings.lengths[0], (), batch[0].sample))
 
     def _wall(self, begun: float) -> float:
         """Seconds that the job has taken: since the process was started, imports and all, when it is the first one there."""
@@ -295,11 +313,15 @@ class _Job:
         fresh = outcome.fresh
         measured = [row for row in outcome.rows if Code.REUSED.value not in row["codes"]]
         found = [*validity.check_clocks(fresh), *validity.check_first(fresh), *validity.check_drift(fresh)]
-        found += [*validity.check_plain(measured), *validity.check_outputs(measured)]
+        found += [*validity.check_plain(measured), *validity.check_outputs(measured), *validity.check_harness(fresh)]
         drift = machine.anchor_drift(before, after)
         bound = machine.ANCHOR_BOUND["cuda" if self.device.startswith("cuda") else "cpu"]
         if drift > bound:
             found.append(Finding(Code.WARN_ANCHOR_DRIFT, f"anchor workloads moved by {drift:.1%} over the job, {bound:.0%} allowed"))
+        unseen = monitor.unseen()
+        if unseen:
+            text = f"{self.device} does not show {', '.join(unseen)} (a container may hide them): rules on them saw nothing"
+            found.append(Finding(Code.WARN_UNSEEN, text))
         pids = monitor.neighbours()
         if pids:
             found.append(Finding(Code.WARN_NEIGHBOURS, f"other processes on {self.device}: pids {', '.join(map(str, pids))}"))

@@ -20,6 +20,13 @@ __all__ = ["harness_ms", "null_subject"]
 RUNS = 30
 
 
+class _NullInputs(Inputs):
+    """Already there, wherever that is."""
+
+    def to(self, device: torch.device | str, dtype: torch.dtype) -> Inputs:
+        return self
+
+
 class _NullAdapter:
     """Every stage hands on what is there already. Runs on the measured device, so that synchronisation costs what it costs."""
 
@@ -29,8 +36,8 @@ class _NullAdapter:
         self.device = torch.device(device)
         self.spec = ModelSpec(weights="dummy:0", architecture="null")
         self._vision = nn.Identity()
-        one = torch.ones(1, 1, dtype=torch.int64)
-        self._inputs = Inputs(one, one, {}).to(device, torch.float32)
+        one = torch.ones(1, 1, dtype=torch.int64, device=device)
+        self._inputs = _NullInputs(one, one, {})
         self._features = Features((torch.zeros(1, 1, device=device),))
         self._prompt = Prompt(torch.zeros(1, 1, 1, device=device), self._inputs.attention_mask, self._inputs.input_ids)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -50,6 +50,8 @@ class Subject:
     clock: ClockFactory = StageClock
     ahead: Ahead | None = None
     """Loads and preprocesses the next run's batch meanwhile (timing.prefetch)."""
+    meter: Callable[[], int | None] | None = None
+    """Reads the device's energy counter, in mJ."""
 
 
 @dataclass(frozen=True)
@@ -89,14 +91,17 @@ def run_once(
     plain: bool = False,
     timeout_s: float | None = None,
     following: Sequence[Task] = (),
+    metered: Collection[str] = (),
 ) -> Run:
     """Load, preprocess, copy, encode and generate once, on a fresh clock.
 
     plain: no hooks and no synchronisation inside the total: what the instrumented run is compared with. following: the batch of the run
-    after this one, for a subject that prefetches.
+    after this one, for a subject that prefetches. metered: stages at whose borders the subject's energy meter is read.
     Whatever the model raises becomes the run's status; memory is given back after an OOM. Raises DeviceLostError when the device is gone.
     """
     clock = subject.clock(subject.device, sync=not plain, timeout_s=timeout_s)
+    if metered and subject.meter is not None:
+        clock.watch(subject.meter, metered)
     seen = _Seen()
     captured = _captures(subject)
     status, reason = Status.OK, None

@@ -14,7 +14,17 @@ import numpy as np
 from stagebench.rows import Code, Status
 from stagebench.stages import CLOSURE_MS
 
-__all__ = ["Finding", "accepted", "check_clocks", "check_drift", "check_first", "check_outputs", "check_plain", "mark_accepted"]
+__all__ = [
+    "Finding",
+    "accepted",
+    "check_clocks",
+    "check_drift",
+    "check_first",
+    "check_harness",
+    "check_outputs",
+    "check_plain",
+    "mark_accepted",
+]
 
 Row = dict[str, Any]
 
@@ -25,6 +35,7 @@ FIRST_SHARE = 0.2
 DRIFT_Z = 3.3
 DRIFT_SHARE = 0.03
 OUTPUT_P = 1e-3
+HARNESS_SHARE = 0.01
 MIN_SAMPLES = 8
 """Fewer samples than this show neither an outlier nor a drift."""
 
@@ -79,6 +90,17 @@ def check_plain(rows: Sequence[Row]) -> list[Finding]:
         return []
     text = f"instrumentation moves totals by {middle:+.1%} (fastest runs {fastest:+.1%}) in {len(pairs)} pairs, {bound:.1%} allowed"
     return [Finding(Code.INVALID_PLAIN_DIFFERS, text)]
+
+
+def check_harness(rows: Sequence[Row]) -> list[Finding]:
+    """WARN_HARNESS when the null workload's total is over 1 % of the rows' median total."""
+    costs = [r["harness_ms"] for r in rows if r["harness_ms"] and r["total_ms"]]
+    if not costs:
+        return []
+    cost, usual = statistics.median(costs), statistics.median(r["total_ms"] for r in rows if r["total_ms"])
+    if cost <= HARNESS_SHARE * usual:
+        return []
+    return [Finding(Code.WARN_HARNESS, f"the harness costs {cost:.3g} ms of a typical {usual:.3g} ms, {HARNESS_SHARE:.0%} allowed")]
 
 
 def check_outputs(rows: Sequence[Row]) -> list[Finding]:
