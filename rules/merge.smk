@@ -1,6 +1,6 @@
 """Timing files of the plan, and no others, into one table of rows and the tables made from it."""
 
-TABLES = ("stages", "comparison", "load", "optimisations", "failures")
+TABLES = ("stages", "comparison", "axis", "load", "optimisations", "failures")
 
 
 rule merge:

@@ -151,6 +151,10 @@ def job_metadata(**changes: Any) -> dict[str, Any]:
         "warmup": [{"sample": "seq_00/000000#00000000", "total_ms": 450.0}] * 2,
         "anchors": {"before": {"gemv": 1.0}, "after": {"gemv": 1.01}},
         "harness_ms": 0.01,
+        "device_busy": {
+            "stage_ms": {stage: BASE_MS[stage] / 2 for stage in ("h2d", "encode", "prefill")},
+            "decode_ms_per_token": PACE_MS / 2,
+        },
         "cost": {"wall_s": 200.0, "samples_s": 190.0, "share": 0.95},
         "device": "cpu",
         "findings": [],

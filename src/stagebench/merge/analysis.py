@@ -8,7 +8,7 @@ run*: the repeat with the median total (the lower of the two middle ones). All i
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -165,8 +165,11 @@ def _counts(group: Group) -> dict[str, Any]:
     return {"samples": group.samples, "n": group.n, "failed": group.failed, "discarded": group.discarded, "capped": group.capped}
 
 
-def stage_row(group: Group, first_call: dict[str, Any], *, confidence: float, resamples: int) -> dict[str, Any]:
-    """A group's row of the stages table. Times in ms, shares and cv as fractions, memory in bytes; None where there is nothing to say."""
+def stage_row(group: Group, first_call: dict[str, Any], busy: Mapping[str, float], *, confidence: float, resamples: int) -> dict[str, Any]:
+    """A group's row of the stages table. Times in ms, shares and cv as fractions, memory in bytes; None where there is nothing to say.
+
+    busy: stage -> ms in which the device worked, decode a token (see session/busy.py); empty where that is not known.
+    """
     total = group.column("total_ms")
     batch = np.maximum(group.column("batch"), 1)
     means = {stage: _mean(group.column(f"{stage}_ms")) for stage in STAGES}
@@ -197,7 +200,8 @@ def stage_row(group: Group, first_call: dict[str, Any], *, confidence: float, re
     row |= {"llm_over_vision": _over(llm, means["encode"]), "bottleneck": _bottleneck(means)}
     row |= _extremes(group)
     mild, severe = tukey_outliers(_clean(total))
-    row |= {"outliers_mild": mild, "outliers_severe": severe, "host_bound_share": _host_bound(group, STAGES[2:])}
+    row |= {"outliers_mild": mild, "outliers_severe": severe}
+    row |= {"host_bound_share": _host_bound(group, STAGES[2:], busy), "clock_gap_share": _clock_gap(group, STAGES[2:])}
     peaks = [group.column(f"{stage}_peak_bytes") for stage in STAGES]
     most = _clean(np.concatenate(peaks))
     row["peak_bytes"] = float(most.max()) if len(most) else None
@@ -207,6 +211,7 @@ def stage_row(group: Group, first_call: dict[str, Any], *, confidence: float, re
         "limit_ms",
         "share_of_limit",
         "energy_j",
+        "decode_energy_j",
         "power_w",
         "sm_clock_mhz",
         "temperature_c",
@@ -254,8 +259,21 @@ def _extremes(group: Group) -> dict[str, Any]:
     return named | {f"{name}_ms": order[i][1] if order else None for name, i in at.items()}
 
 
-def _host_bound(group: Group, stages: Iterable[str]) -> float | None:
-    """Share of host time in which the device's own clock did not run: sum(host - gpu) / sum(host) over stages that have both."""
+def _host_bound(group: Group, stages: Iterable[str], busy: Mapping[str, float]) -> float | None:
+    """Share of these stages' time in which the device had nothing to do: 1 - busy / host, over stages of which both are known."""
+    host = worked = 0.0
+    pace = _mean(group.column("ms_per_token"))
+    for stage in stages:
+        mean = _mean(group.column(f"{stage}_ms"))
+        if mean is None or stage not in busy or (stage == "decode" and not pace):
+            continue
+        host += mean
+        worked += mean * busy[stage] / pace if stage == "decode" and pace else busy[stage]
+    return 1 - worked / host if host else None
+
+
+def _clock_gap(group: Group, stages: Iterable[str]) -> float | None:
+    """What the host's clock counted beyond the device's: sum(host - device) / sum(host) over stages that have both. Near 0."""
     host = gpu = 0.0
     for stage in stages:
         h, g = group.column(f"{stage}_ms"), group.column(f"{stage}_gpu_ms")
@@ -277,8 +295,8 @@ def _slope(group: Group, confidence: float) -> dict[str, Any]:
     return dict(zip(names, values, strict=True))
 
 
-def distribution_rows(group: Group, *, confidence: float, resamples: int) -> list[dict[str, Any]]:
-    """A row for each stage, total and derived time: the long form, with quantiles and intervals."""
+def distribution_rows(group: Group, busy: Mapping[str, float], *, confidence: float, resamples: int) -> list[dict[str, Any]]:
+    """A row for each stage, total and derived time: the long form, with quantiles and intervals. busy: as in `stage_row`."""
     rows = []
     total_mean = _mean(group.column("total_ms"))
     for name in (*(f"{s}_ms" for s in STAGES), "residual_ms", "total_ms", "no_load_ms", "ttft_ms", "ms_per_token"):
@@ -297,7 +315,11 @@ def distribution_rows(group: Group, *, confidence: float, resamples: int) -> lis
             "high_ms": high,
         }
         row["share"] = None if name == "ms_per_token" else _over(_mean(values), total_mean)
-        row["host_bound_share"] = _host_bound(group, [stage]) if stage in STAGES else None
+        row["host_bound_share"] = _host_bound(group, [stage], busy) if stage in STAGES[2:] else None
+        row["clock_gap_share"] = _clock_gap(group, [stage]) if stage in (*STAGES, "total") else None
+        row["energy_j"] = (
+            _median(group.column("energy_j" if stage == "total" else f"{stage}_energy_j")) if stage in (*STAGES, "total") else None
+        )
         row |= {"peak_bytes": _peak(group, stage), "outliers_mild": mild, "outliers_severe": severe}
         rows.append(row)
     return rows

@@ -25,6 +25,7 @@ _RATIO = ("ratio", "low", "high", "verdict")
 TITLES = {
     "stages": "Stages",
     "comparison": "Comparison, paired by sample",
+    "axis": "Along an axis: frames, batch, share of tokens, datasets",
     "load": "Load by source",
     "optimisations": "Settings of one model against its first variant",
     "failures": "Failed and discarded runs",
@@ -40,7 +41,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
         *(*_TOTAL, "total_mean_ms", "total_mad_ms", "total_cv", "total_gmean_ms", "total_low_ms", "total_high_ms", "repeat_cv"),
         *(*(f"{stage}_share" for stage in STAGES), "residual_share", "ms_per_token", "new_tokens", "new_tokens_min", "new_tokens_max"),
         *("prompt_tokens", "visual_tokens", "prefill_tokens_per_s", "decode_tokens_per_s", "sample_ms", "samples_per_s"),
-        *("samples_per_hour", "samples_per_day", "llm_over_vision", "bottleneck", "host_bound_share"),
+        *("samples_per_hour", "samples_per_day", "llm_over_vision", "bottleneck", "host_bound_share", "clock_gap_share"),
         *(
             "fastest_sample",
             "fastest_ms",
@@ -51,11 +52,39 @@ COLUMNS: dict[str, tuple[str, ...]] = {
             "outliers_mild",
             "outliers_severe",
         ),
-        *("peak_bytes", "kv_bytes", "weights_bytes", "limit_ms", "share_of_limit", "energy_j", "power_w", "sm_clock_mhz", "temperature_c"),
+        *(
+            "peak_bytes",
+            "kv_bytes",
+            "weights_bytes",
+            "limit_ms",
+            "share_of_limit",
+            "energy_j",
+            "decode_energy_j",
+            "power_w",
+            "sm_clock_mhz",
+            "temperature_c",
+        ),
         *("harness_ms", "slope_ms_per_token", "slope_low", "slope_high", "intercept_ms", "intercept_low", "intercept_high"),
         *("first_call_ms", "first_call_encode_ms", "warmup", "jobs", "measured_share"),
     ),
     "comparison": (*_PAIR, "metric", "clusters", "median", "reference_median", *_RATIO, "speedup", "method"),
+    "axis": (
+        *("axis", "machine", "dataset", "model", "variant", "length", "metric", "value", "x", "unit", "n", "failed", "discarded", "capped"),
+        *(
+            "median",
+            "gmean",
+            "gmean_low",
+            "gmean_high",
+            "against",
+            "how",
+            "pairs",
+            *_RATIO,
+            "slope",
+            "slope_low",
+            "slope_high",
+            "intercept",
+        ),
+    ),
     "load": (*_GROUP[:4], "input", "source", "frames", "n", "failed", "discarded", "runs", "median_ms", *_QUANTILES, "share_of_total"),
     "optimisations": (
         *(*_PAIR, "changed", "median", "reference_median", *_RATIO, "speedup", "sample_ratio", "preprocess_ratio", "encode_ratio"),
@@ -65,7 +94,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "failures": (*_GROUP, "sample", "status", "codes", "reason", "runs"),
     "distribution": (
         *(*_GROUP, *_COUNTS, "metric", "median_ms", "mean_ms", *_QUANTILES, "mad_ms", "cv", "gmean_ms", "low_ms", "high_ms", "share"),
-        *("host_bound_share", "peak_bytes", "outliers_mild", "outliers_severe"),
+        *("host_bound_share", "clock_gap_share", "energy_j", "peak_bytes", "outliers_mild", "outliers_severe"),
     ),
     "views": (*_GROUP, *_COUNTS, "view", "step", "median_ms", "mean_ms", "share"),
     "decomposition": (*_PAIR, "part", "ms", "factor", "log_ratio", "share"),
@@ -88,6 +117,13 @@ _RATIOS = (
 NOTES: dict[str, tuple[str, ...]] = {
     "stages": (_ROUNDING, _SAMPLE, "Shares are of the mean total. Without load: no_load_ms. TTFT is load to prefill."),
     "comparison": (_RATIOS, _SAMPLE),
+    "axis": (
+        _RATIOS.replace("over samples of model / reference", "of a place on the axis / its first one (`against`)"),
+        "how: paired by sample (one dataset); by sequence (datasets that share sequences: one pair a sequence, of its geometric means); or "
+        "unpaired, each side's error clustered by sequence.",
+        "slope: the metric (ms, or tokens) for each further unit of the axis, least squares over all samples of the series, interval by "
+        "a jackknife over sequences. A dataset's seconds are those that its name ends in (dsec_200ms, dsec_1s).",
+    ),
     "load": (_ROUNDING, "Over all length modes; n counts samples."),
     "optimisations": (
         _RATIOS,
@@ -154,6 +190,7 @@ def layout(name: str, config: Config, *, several_machines: bool, several_dataset
                     "kv_bytes",
                     "weights_bytes",
                     "energy_j",
+                    "decode_energy_j",
                     "share_of_limit",
                     "first_call_ms",
                     "warmup",
@@ -164,6 +201,12 @@ def layout(name: str, config: Config, *, several_machines: bool, several_dataset
         )
     if name == "comparison":
         return (("", (*pair, "metric", "n", "failed", "discarded", "capped", "median", "reference_median", *_RATIO)),)
+    if name == "axis":
+        place = ("axis", *who, "metric", "value", "n", "failed", "discarded")
+        return (
+            ("", (*place, "median", "gmean_low", "gmean_high", "against", "how", "pairs", *_RATIO)),
+            ("Slope", ("axis", *who, "metric", "value", "n", "x", "unit", "slope", "slope_low", "slope_high", "intercept")),
+        )
     if name == "optimisations":
         speed = ("n", "failed", "discarded", "median", "reference_median", *_RATIO, "sample_ratio", "ms_per_token_ratio", "share_of_limit")
         what = ("n", "agreement", "mean_kl", "pixel_max_abs", "acceptance", "weights_bytes", "peak_bytes")

@@ -20,6 +20,7 @@ import numpy as np
 from stagebench.config import Config
 from stagebench.errors import MergeError
 from stagebench.merge.analysis import Group, distribution_rows, groups, stage_row, view_rows
+from stagebench.merge.axis import axis_rows
 from stagebench.merge.comparison import (
     acceptance_rows,
     comparison_rows,
@@ -105,12 +106,15 @@ def _tables(
     found = sorted(found, key=lambda g: (g.machine, g.dataset, _length_rank(g.length), models.get(g.model, len(models)), g.variant))
     pairs = list(model_pairs(found, config))
     rows: dict[str, list[dict[str, Any]]] = {
-        "stages": [stage_row(g, _first_call(gathered, g), confidence=confidence, resamples=resamples) for g in found],
+        "stages": [stage_row(g, _first_call(gathered, g), _busy(gathered, g), confidence=confidence, resamples=resamples) for g in found],
         "comparison": comparison_rows(pairs, config),
+        "axis": axis_rows(found, config),
         "load": load_rows(found),
         "optimisations": optimisation_rows(found, order, config, _quality(gathered)),
         "failures": failure_rows(timings),
-        "distribution": [row for g in found for row in distribution_rows(g, confidence=confidence, resamples=resamples)],
+        "distribution": [
+            row for g in found for row in distribution_rows(g, _busy(gathered, g), confidence=confidence, resamples=resamples)
+        ],
         "views": [row for g in found for row in view_rows(g)],
         "decomposition": decomposition_rows(pairs),
         "acceptance": acceptance_rows(pairs, timings, tokenizers),
@@ -160,6 +164,21 @@ def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:
         "jobs": len(mine),
         "measured_share": sum(float(c["samples_s"]) for c in costs) / sum(float(c["wall_s"]) for c in costs) if costs else None,
     }
+
+
+def _busy(gathered: Gathered, group: Group) -> dict[str, float]:
+    """Stage -> milliseconds in which the device worked, means over the group's jobs; decode a token. Empty where no job was profiled."""
+    seen: dict[str, list[float]] = {}
+    for file in gathered.files:
+        found = file.job.get("device_busy")
+        if (file.machine_label, file.dataset, file.model, file.variant) != group.key[:4] or not isinstance(found, Mapping):
+            continue
+        stages = found.get("stage_ms")
+        named = {**(stages if isinstance(stages, Mapping) else {}), "decode": found.get("decode_ms_per_token")}
+        for stage, ms in named.items():
+            if isinstance(ms, (int, float)) and not isinstance(ms, bool):
+                seen.setdefault(str(stage), []).append(float(ms))
+    return {stage: float(np.mean(values)) for stage, values in seen.items()}
 
 
 def _quality(gathered: Gathered) -> dict[tuple[str, str, str, str], dict[str, float | None]]:

@@ -25,7 +25,7 @@ __all__ = ["write_report"]
 
 log = logging.getLogger(__name__)
 
-TABLES = ("stages", "comparison", "decomposition", "load", "optimisations", "acceptance", "views", "distribution", "failures")
+TABLES = ("stages", "comparison", "axis", "decomposition", "load", "optimisations", "acceptance", "views", "distribution", "failures")
 SHOWN_ROWS = 200
 """Rows of a table that the page prints; the files hold all."""
 _HERE = Path(__file__).parent

@@ -18,6 +18,7 @@ from stagebench.stats.estimates import (
     tukey_outliers,
     verdict,
 )
+from stagebench.stats.unpaired import unpaired_ratio
 
 __all__ = [
     "BOOTSTRAP_CLUSTERS",
@@ -39,5 +40,6 @@ __all__ = [
     "speculative_speedup",
     "student_t",
     "tukey_outliers",
+    "unpaired_ratio",
     "verdict",
 ]

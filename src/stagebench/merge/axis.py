@@ -1,0 +1,168 @@
+"""Along an axis of the config: one model at 1 and at 8 frames, at 200 ms and at 20 s of clip, at batch 1 and at 32.
+
+An axis is a setting of the variants whose values are numbers, or the datasets. Everything else is equal along it. Each place is held
+against the axis's first one (the config's order), and a line over all samples says what one more frame, or second, costs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import polars as pl
+
+from stagebench.config import Config
+from stagebench.merge.analysis import METRICS, SETTINGS, Group
+from stagebench.merge.comparison import NO_PAIRS, paired, ratio_row
+from stagebench.stats import Ratio, cluster_interval, fit_line, unpaired_ratio, verdict
+
+__all__ = ["AXES", "axis_rows", "seconds_of"]
+
+AXES = ("frames", "batch", "keep_visual")
+"""Settings whose values are numbers: what they cost has a slope."""
+DATASET = "dataset"
+
+_DURATION = re.compile(r"(?:^|[^a-z0-9.])(\d+(?:\.\d+)?)(ms|s)$")
+_MIN_SEQUENCES = 2
+"""Sequences that two datasets must share for their ratio to be taken sequence by sequence."""
+
+PAIRED, BY_SEQUENCE, UNPAIRED = "paired by sample", "paired by sequence", "unpaired"
+
+Floats = npt.NDArray[np.float64]
+
+
+def seconds_of(dataset: str) -> float | None:
+    """Length of a clip as the dataset's name in the config says it at its end (`dsec_200ms`, `dsec_1s`, `dsec-2.5s`), in seconds."""
+    found = _DURATION.search(dataset.lower())
+    return None if found is None else float(found[1]) * (1e-3 if found[2] == "ms" else 1.0)
+
+
+@dataclass(frozen=True)
+class _Place:
+    """One group on an axis."""
+
+    group: Group
+    label: str
+    x: float | None
+    """Where it stands, where that is a number: frames, samples a batch, share of tokens, seconds."""
+
+
+def axis_rows(found: Sequence[Group], config: Config) -> list[dict[str, Any]]:
+    """A row for each axis, model, place and metric, in the config's order along the axis. An axis of one place is none."""
+    rows: list[dict[str, Any]] = []
+    for axis, places in _series(found, config):
+        for metric in METRICS:
+            line = _slope(places, metric, config)
+            rows += [_row(axis, place, places[0], metric, config) | line for place in places]
+    return rows
+
+
+def _series(found: Sequence[Group], config: Config) -> Iterator[tuple[str, list[_Place]]]:
+    """Groups that differ in one axis only, ordered along it; groups without a sample left out."""
+    for axis in (DATASET, *AXES):
+        alike: dict[tuple[Any, ...], list[Group]] = {}
+        for group in found:
+            if group.n:
+                alike.setdefault(_rest(group, axis), []).append(group)
+        values = list(config.datasets) if axis == DATASET else list(getattr(config.variants, axis))
+        for members in alike.values():
+            places = [_place(group, axis) for group in members]
+            places.sort(key=lambda place: _rank(values, place))
+            if len({place.label for place in places}) > 1:
+                yield axis, places
+
+
+def _rest(group: Group, axis: str) -> tuple[Any, ...]:
+    return (
+        group.machine,
+        group.model,
+        group.length,
+        None if axis == DATASET else group.dataset,
+        *(None if name == axis else group.settings[name] for name in SETTINGS),
+    )
+
+
+def _place(group: Group, axis: str) -> _Place:
+    if axis == DATASET:
+        return _Place(group, group.dataset, seconds_of(group.dataset))
+    value = group.settings[axis]
+    return _Place(group, str(value), None if value is None else float(value))
+
+
+def _rank(values: Sequence[Any], place: _Place) -> tuple[int, str]:
+    names = [str(value) for value in values]
+    return (names.index(place.label) if place.label in names else len(names), place.label)
+
+
+def _row(axis: str, place: _Place, first: _Place, metric: str, config: Config) -> dict[str, Any]:
+    group, c = place.group, config.compare
+    values, clusters = _values(group, metric)
+    row: dict[str, Any] = {"machine": group.machine, "dataset": None if axis == DATASET else group.dataset, "model": group.model}
+    row |= {"variant": group.variant, "length": group.length, "axis": axis, "value": place.label, "x": place.x}
+    row |= {"unit": "s" if axis == DATASET else axis, "metric": metric.removesuffix("_ms"), "n": len(values)}
+    row |= {"failed": group.failed, "discarded": group.discarded, "capped": group.capped, "against": first.label}
+    row |= dict.fromkeys(("median", "gmean", "gmean_low", "gmean_high"))
+    if len(values):
+        whole = cluster_interval(np.log(values), clusters, confidence=c.confidence, resamples=c.resamples)
+        limits = (None if limit is None else float(np.exp(limit)) for limit in (whole.low, whole.high))
+        row |= {"median": float(np.median(values)), "gmean": float(np.exp(whole.mean))}
+        row |= dict(zip(("gmean_low", "gmean_high"), limits, strict=True))
+    return row | _ratio(place, first, metric, config)
+
+
+def _ratio(place: _Place, first: _Place, metric: str, config: Config) -> dict[str, Any]:
+    """This place over the axis's first: paired where both have the samples, else by the sequences that both have, else unpaired."""
+    if place is first:
+        return dict.fromkeys(("pairs", "ratio", "low", "high", "verdict", "how"))
+    if place.group.dataset == first.group.dataset:
+        row = ratio_row(paired(place.group, first.group), metric, config)
+        return {"pairs": row["n"], "how": PAIRED} | {name: row[name] for name in ("ratio", "low", "high", "verdict")}
+    (values, clusters), (others, other_clusters) = _values(place.group, metric), _values(first.group, metric)
+    if not len(values) or not len(others):
+        return {"pairs": 0, "how": UNPAIRED, "ratio": None, "low": None, "high": None, "verdict": NO_PAIRS}
+    c = config.compare
+    common = sorted(set(clusters) & set(other_clusters))
+    if len(common) >= _MIN_SEQUENCES:
+        logs = np.array([_log_mean(values, clusters, name) - _log_mean(others, other_clusters, name) for name in common])
+        found = cluster_interval(logs, common, confidence=c.confidence, resamples=c.resamples)
+        low, high = (None if limit is None else float(np.exp(limit)) for limit in (found.low, found.high))
+        ratio = Ratio(float(np.exp(found.mean)), low, high, found.n, found.clusters, found.method, verdict(low, high, c.same_within))
+        how, pairs = BY_SEQUENCE, len(common)
+    else:
+        ratio = unpaired_ratio(values, clusters, others, other_clusters, confidence=c.confidence, same_within=c.same_within)
+        how, pairs = UNPAIRED, 0
+    return {"pairs": pairs, "how": how, "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": ratio.verdict.value}
+
+
+def _slope(places: Sequence[_Place], metric: str, config: Config) -> dict[str, Any]:
+    """The metric a unit of the axis, over all samples of all places: the same in each row of the series."""
+    names = ("slope", "slope_low", "slope_high", "intercept")
+    if any(place.x is None for place in places):
+        return dict.fromkeys(names)
+    x: list[float] = []
+    y: list[float] = []
+    clusters: list[str] = []
+    for place in places:
+        values, sequences = _values(place.group, metric)
+        x += [float(place.x or 0.0)] * len(values)
+        y += values.tolist()
+        clusters += sequences
+    fit = fit_line(np.array(x), np.array(y), clusters, confidence=config.compare.confidence) if y else None
+    if fit is None:
+        return dict.fromkeys(names)
+    return dict(zip(names, (fit.slope, fit.slope_low, fit.slope_high, fit.intercept), strict=True))
+
+
+def _values(group: Group, metric: str) -> tuple[Floats, list[str]]:
+    """[n] of the typical runs, above 0 and finite, with their sequences."""
+    values = group.typical[metric].cast(pl.Float64).fill_null(float("nan")).to_numpy()
+    keep = np.isfinite(values) & (values > 0)
+    return values[keep], [s for s, k in zip(group.sequences, keep, strict=True) if k]
+
+
+def _log_mean(values: Floats, clusters: Sequence[str], name: str) -> float:
+    return float(np.log(values[[cluster == name for cluster in clusters]]).mean())
