@@ -171,16 +171,23 @@ def verify(
 def compare(
     a: Annotated[Path, typer.Argument(help="Results folder before.")],
     b: Annotated[Path, typer.Argument(help="Results folder after.")],
-    threshold: Annotated[float, typer.Option(help="Exit with 1 when anything is SLOWER by more than this share.")] = 0.05,
+    threshold: Annotated[
+        float, typer.Option(help="Exit with 1 when a total is SLOWER, its whole interval by more than this share.")
+    ] = 0.05,
 ) -> None:
-    """Two results side by side, with the difference of their fingerprints.
+    """Two results side by side, with the difference of their fingerprints; exit code 1 on SLOWER, 2 where they cannot be compared.
 
     Example: stagebench compare results/before results/after --threshold 0.05
     """
     from stagebench.compare import compare_results
-    from stagebench.console import console
+    from stagebench.console import console, errors
+    from stagebench.errors import MergeError
 
-    outcome = compare_results(a, b, threshold=threshold)
+    try:
+        outcome = compare_results(a, b, threshold=threshold)
+    except MergeError as error:  # 1 is what a slower result says
+        errors.print(f"MergeError: {error}", markup=False)
+        raise typer.Exit(2) from None
     console.print(outcome.text, markup=False)
     raise typer.Exit(outcome.exit_code)
 

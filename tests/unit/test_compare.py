@@ -4,8 +4,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from factories import config, make_study
+from stagebench import cli
 from stagebench.compare import compare_results, exit_code
 from stagebench.errors import MergeError
 from stagebench.merge import merge
@@ -69,6 +71,23 @@ def test_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
     (a / "summary.json").write_text('{"config": {"study": "x"}}')
     with pytest.raises(MergeError, match="not a merged study"):
         compare_results(a, b)
+
+
+def test_the_command_exits_as_it_says(tmp_path: Path) -> None:
+    """As CI calls it: 0 for the same, 1 for slower beyond the threshold, 2 where there is nothing to compare."""
+    a = study(tmp_path / "a", models={"eventgpt": {}, "video_llava": {"factor": 2.0}})
+    b = study(tmp_path / "b", models={"eventgpt": {"pace": 24.0, "seed": 1}, "video_llava": {"factor": 2.0, "seed": 1}})
+
+    def run(*arguments: object) -> tuple[int, str]:
+        found = CliRunner().invoke(cli.app, ["compare", *map(str, arguments)])
+        return found.exit_code, found.output
+
+    assert run(a, a)[0] == 0
+    code, text = run(a, b)
+    assert code == 1 and "SLOWER by more than 5% with its whole interval: exit code 1." in " ".join(text.split())
+    assert run(a, b, "--threshold", "0.5")[0] == 0 and run(b, a)[0] == 0
+    code, text = run(a, tmp_path)
+    assert code == 2 and "not a merged study" in text
 
 
 def test_exit_code_needs_the_whole_interval() -> None:
