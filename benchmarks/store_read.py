@@ -4,8 +4,9 @@
     .venv/bin/python benchmarks/store_read.py --frames 8 --codecs none --rounds 60
 
 Clips of N frames of 1440x1080 RGB (or, --resize, stored at the model's size), read in random order from a warm page cache into memory
-that is there already; all ways interleaved in one run, medians. Pictures: frames of the real MP4s under STAGEBENCH_REAL_DATA, scaled, or
-smooth noise without it.
+that is there already; all ways interleaved in one run, medians and ratios of medians. `shard`: from the mapping, as a job reads a
+verified shard; `preadv`: by system calls, as one that is not mapped; `view`: no copy. Cold reads are by system calls. Pictures: frames
+of the real MP4s under STAGEBENCH_REAL_DATA, scaled, or smooth noise without it.
 """
 
 from __future__ import annotations
@@ -69,6 +70,7 @@ def drop(path: Path) -> None:
 
 
 def cold_ms(path: Path, shard: Shard, clips: Sequence[str], out: np.ndarray) -> float:
+    """shard: not verified and so not mapped: pages that are mapped stay in memory."""
     times = []
     for clip in clips:
         drop(path)
@@ -98,7 +100,9 @@ def measure(folder: Path, codec: str, count: int, clips: int, rounds: int, pool:
     rng = random.Random(0)
     order = [rng.choice(list(arrays)) for _ in range(rounds)]
     index = {clip: row for row, clip in enumerate(arrays)}
-    with Shard.open(path, verify=True) as shard, pq.ParquetFile(path) as plain:
+    with Shard.open(path, verify=False) as unmapped:
+        cold = cold_ms(path, unmapped, order[:5], out)
+    with Shard.open(path) as shard, Shard.open(path, verify=False) as unmapped, pq.ParquetFile(path) as plain:
         for clip, array in arrays.items():
             if not np.array_equal(np.stack(shard.frames(clip, out=out)), array):
                 raise SystemExit(f"{codec} {count}: {clip} was not read back as it was written")
@@ -110,11 +114,13 @@ def measure(folder: Path, codec: str, count: int, clips: int, rounds: int, pool:
         ways: dict[str, Callable[[str], object]] = {
             "memcpy": lambda clip: np.copyto(copy, arrays[clip].reshape(-1)),
             "shard": lambda clip: shard.frames(clip, out=None if shard.decompresses(clip) else out),
+            "preadv": lambda clip: unmapped.frames(clip, out=out),
             "pyarrow": by_pyarrow,
         }
+        if shard.view(order[0]) is not None:
+            ways["view"] = shard.view
         got = interleaved(ways, order)
         ordered = interleaved({name: ways[name] for name in ("memcpy", "shard")}, [*arrays] * max(1, rounds // len(arrays)))
-        cold = cold_ms(path, shard, order[:5], out)
         shard.verify(threads=1)
         begin = time.perf_counter()
         shard.verify(threads=1)
@@ -122,10 +128,12 @@ def measure(folder: Path, codec: str, count: int, clips: int, rounds: int, pool:
     size = path.stat().st_size
     path.unlink()
     total = nbytes * clips
+    view = f"{got['view'] * 1e3:.0f}" if "view" in got else "-"
     about = f"| {codec} | {edge or '-'} | {count} | {nbytes / 1e6:.1f} | "
     return about + (
         f"{got['memcpy']:.2f} | {got['shard']:.2f} | {got['shard'] / got['memcpy']:.2f} | "
-        f"{ordered['shard'] / ordered['memcpy']:.2f} | {got['pyarrow'] / got['memcpy']:.2f} | {cold:.1f} | {size / total:.3f} | "
+        f"{ordered['shard'] / ordered['memcpy']:.2f} | {got['preadv'] / got['memcpy']:.2f} | {got['pyarrow'] / got['memcpy']:.2f} | "
+        f"{view} | {cold:.1f} | {size / total:.3f} | "
         f"{total / write_s / 1e6:.0f} | {verify_s / clips * 1e3:.1f} ({size / verify_s / 1e9:.2f}) |"
     )
 
@@ -145,8 +153,8 @@ def main() -> None:
     if arguments.quick:
         arguments.frames, arguments.codecs, arguments.rounds, arguments.clips = [8], ["none"], 12, 4
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}; pyarrow {pa.__version__}")
-    columns = "codec, resize, frames, MB a clip, memcpy ms, shard ms, shard / memcpy, in order, pyarrow / memcpy, cold ms"
-    columns += ", size / raw, write MB/s, verify ms a clip (GB/s)"
+    columns = "codec, resize, frames, MB a clip, memcpy ms, shard ms, shard / memcpy, in order, preadv / memcpy, pyarrow / memcpy"
+    columns += ", view µs, cold ms, size / raw, write MB/s, verify ms a clip (GB/s)"
     print("\n| " + columns.replace(", ", " | ") + " |\n" + "|---" * len(columns.split(", ")) + "|")
     pool = pictures(16)
     with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:

@@ -34,7 +34,7 @@ from stagebench.sources.frames import pick
 from stagebench.sources.video import read_frames
 
 COUNT, RATE = 8, 20
-CLASSES = tuple((width, height, seconds) for width, height in ((640, 480), (1440, 1080)) for seconds in (1, 5, 20))
+CLASSES = {f"{w}x{h} {s} s": (w, h, s) for w, h in ((640, 480), (1440, 1080)) for s in (1, 5, 20)}
 Reader = Callable[[Path], np.ndarray]
 
 
@@ -288,6 +288,7 @@ def _cpu() -> str:
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", nargs="*", type=Path, help="files to read, instead of the six classes")
+    parser.add_argument("--classes", nargs="*", choices=CLASSES, default=list(CLASSES), help="clip classes to measure (default: all)")
     parser.add_argument("--readers", nargs="*", choices=READERS, default=list(READERS))
     parser.add_argument("--seconds", type=float, default=30, help="measuring time of a clip class (default: 30)")
     parser.add_argument("--cache", type=Path, help="keep the clips that are made here")
@@ -309,11 +310,11 @@ def main() -> int:
         if arguments.clips:
             todo = {path.name: path for path in arguments.clips}
         else:
-            todo = {f"{w}x{h} {s} s": folder / f"{w}x{h}_{s}s.mp4" for w, h, s in CLASSES}
-            for (w, h, s), path in zip(CLASSES, todo.values(), strict=True):
+            todo = {name: folder / f"{name.replace(' ', '_')}.mp4" for name in arguments.classes}
+            for name, path in todo.items():
                 if not path.exists():
                     print(f"making {path.name}", file=sys.stderr)
-                    make_clip(path, w, h, s)
+                    make_clip(path, *CLASSES[name])
         for name, path in todo.items():
             working, notes = compare(path, readers)
             times = measure(path, working, arguments.seconds)

@@ -139,6 +139,18 @@ def test_unchanged_samples_are_taken_over(plan, root, first, tmp_path):
     assert set(rows["job"]) == {read_metadata(first[0])["job"]["id"]}
 
 
+def test_reuse_false_times_every_sample_again(plan, root, first, tmp_path):
+    """The rows that are taken over otherwise are there, and the setting is no part of what they must agree in."""
+    rows = [row | {"codes": []} for row in pq.read_table(first[0], partitioning=None).to_pylist()]
+    write_rows(tmp_path / "earlier.parquet", rows, read_metadata(first[0]))
+    again = planned(root, study(root, reuse=False))
+    report = timed(again, root, tmp_path / "b.parquet")
+    rows = pl.read_parquet(tmp_path / "b.parquet")
+    assert report.reused == 0 and not rows["codes"].list.contains("reused").any()
+    assert read_metadata(first[0])["job"]["id"] not in set(rows["job"])
+    assert timed(planned(root, study(root, reuse=True)), root, tmp_path / "c.parquet").reused == 3
+
+
 def test_other_settings_take_nothing_over(root, first, tmp_path):
     config = study(root, warmup=0).model_dump(mode="json") | {"shards": {"max_failed": 0.5}}
     plan = planned(root, load_config(config))

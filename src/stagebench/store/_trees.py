@@ -26,6 +26,10 @@ def decode(data: bytes, at: int = 0) -> tuple[Struct, int]:
             field += head >> 4
         else:
             field, at = _integer(data, at)
+        if kind in (I64, I32) and (byte := data[at]) < 128:  # most values: each row has some hundred of them
+            struct[field] = (kind, byte >> 1 ^ -(byte & 1))
+            at += 1
+            continue
         value, at = _value(data, at, kind)
         struct[field] = (kind, value)
     return struct, at + 1
