@@ -15,6 +15,7 @@ from factories import FakePlan, config, job_metadata, make_rows, make_study, stu
 from stagebench.errors import MergeError
 from stagebench.merge import merge
 from stagebench.rows import SCHEMA
+from stagebench.stats import speculative_speedup
 from stagebench.tables import read_table
 
 
@@ -371,11 +372,27 @@ def test_a_batch_decodes_until_its_longest_answer(tmp_path: Path) -> None:
     assert row["sample_ms"] == pytest.approx(row["total_mean_ms"] / 4, rel=1e-3)
 
 
+def test_unequal_answers_do_not_leak_into_pace(tmp_path: Path) -> None:
+    """Equal pace, one model says three times as much: the natural total is longer for its words alone, and the tables say so."""
+    merge(make_study(tmp_path, samples=40, models={"eventgpt": {"tokens": 60}, "video_llava": {"tokens": 20}}), tmp_path)
+    rows = {(r["length"], r["metric"]): r for r in table(tmp_path, "comparison")}
+    assert rows["natural", "total"]["verdict"] == "SLOWER" and rows["natural", "new_tokens"]["verdict"] == "MORE"
+    assert rows["natural", "ms_per_token"]["verdict"] == rows["16", "total"]["verdict"] == "SAME"
+    parts = {r["part"]: r["factor"] for r in table(tmp_path, "decomposition") if r["length"] == "natural"}
+    assert parts["tokens"] > 2 and parts["ms_per_token"] == pytest.approx(1, abs=0.01)
+    slopes = [stage(tmp_path, model, "natural")["slope_ms_per_token"] for model in ("eventgpt", "video_llava")]
+    assert slopes == pytest.approx([20, 20], rel=0.01)
+
+
 def test_acceptance_needs_one_tokenizer(tmp_path: Path) -> None:
     plan = make_study(tmp_path)
     merge(plan, tmp_path)
     fixed = next(r for r in table(tmp_path, "acceptance") if r["length"] == "16")
     assert (fixed["position_share"], fixed["note"]) == (1.0, None)
+    drafts = [r for r in table(tmp_path, "acceptance") if r["length"] == "16"]
+    assert [r["gamma"] for r in drafts] == [1, 3, 5, 8]
+    expected = [speculative_speedup(1.0, r["gamma"], r["cost"]) for r in drafts]
+    assert [r["speculative_speedup_computed"] for r in drafts] == pytest.approx(expected, rel=2e-3)
     for number in (2, 3):
         rewrite(tmp_path, plan, number, study=study_metadata(model={"revision": "dummy:0/tiny", "tokenizer": "t1"}))
     merge(plan, tmp_path)

@@ -56,6 +56,23 @@ def test_plain_bootstrap_would_not_cover() -> None:
     assert covered / 400 < 0.88
 
 
+@pytest.mark.parametrize(("sequences", "divisor", "holds"), [(8, "steps", True), (25, "steps", True), (25, "tokens", False)])
+def test_pace_ratio_covers_at_unequal_token_counts(sequences: int, divisor: str, holds: bool) -> None:
+    """1,000 studies of two models of one pace whose answers differ in length, both short: decode / (tokens - 1) covers the true ratio, 1,
+    in 93 to 97 %. Dividing by the number of tokens lets their count in, and covers nothing."""
+    rng = np.random.default_rng(sequences)
+    covered = 0
+    for number in range(STUDIES):
+        noise, clusters = study(rng, sequences, ("normal", "heavy", "skewed")[number % 3], (0.0, 0.1, 0.4)[number // 3 % 3])
+        steps = rng.integers(4, 12, len(noise)), rng.integers(20, 60, len(noise))
+        decode = 20.0 * np.exp(0.05 * noise) * steps[0], 20.0 * steps[1]
+        pace = [ms / (s if divisor == "steps" else s + 1) for ms, s in zip(decode, steps, strict=True)]
+        ratio = paired_ratio(*pace, clusters, resamples=400, seed=number)
+        assert ratio.low is not None and ratio.high is not None
+        covered += ratio.low <= 1 <= ratio.high
+    assert (0.93 <= covered / STUDIES <= 0.97) if holds else covered / STUDIES < 0.05
+
+
 def test_unequal_token_counts_do_not_leak_into_pace() -> None:
     """Two models of equal pace, one of which says twice as much: the total differs, ms a token does not."""
     rng = np.random.default_rng(3)

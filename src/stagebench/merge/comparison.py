@@ -16,6 +16,8 @@ from stagebench.stages import STAGES
 from stagebench.stats import PARTS, acceptance, decompose, paired_ratio, quantile, speculative_speedup
 
 __all__ = [
+    "GAMMAS",
+    "NO_PAIRS",
     "Pair",
     "acceptance_rows",
     "comparison_rows",
@@ -27,7 +29,7 @@ __all__ = [
     "ratio_row",
 ]
 
-GAMMA = 5
+GAMMAS = (1, 3, 5, 8)
 """Drafts a round of speculative decoding for which a speed-up is computed."""
 
 _ALIKE = ("engine", "quantization", "batch", "attention", "keep_visual", "preprocess", "dtype")
@@ -159,12 +161,12 @@ def decomposition_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
 def acceptance_rows(pairs: Sequence[Pair], timings: Path, tokenizers: Mapping[str, str | None]) -> list[dict[str, Any]]:
     """Agreement of two models' token ids over their pairs: the group as draft, the reference as target.
 
-    tokenizers: model -> digest of its tokenizer, None where its jobs do not say. Where digests are unknown or differ, the row says so and
-    holds no figure.
+    A row a pair and number of drafts, for the speed-up is computed for each. tokenizers: model -> digest of its tokenizer, None where its
+    jobs do not say. Where digests are unknown or differ, the pair's one row says so and holds no figure.
     """
     rows = []
     for pair in pairs:
-        row = _identity(pair) | {"n": pair.n, "gamma": GAMMA, "note": None}
+        row = _identity(pair) | {"n": pair.n, "gamma": None, "note": None}
         draft, target = tokenizers.get(pair.group.model), tokenizers.get(pair.reference.model)
         if draft is None or target is None:
             rows.append(row | {"note": "refused: tokenizer digest not recorded"})
@@ -181,8 +183,9 @@ def acceptance_rows(pairs: Sequence[Pair], timings: Path, tokenizers: Mapping[st
             row["sample_share"] = float(np.mean(found.per_sample)) if found.per_sample else None
             pace = [side["ms_per_token"].drop_nulls().median() for side in (pair.left, pair.right)]
             cost = float(pace[0]) / float(pace[1]) if all(isinstance(p, float) and p > 0 for p in pace) else None  # type: ignore[arg-type]
-            computed = None if cost is None or found.alpha is None else speculative_speedup(found.alpha, GAMMA, cost)
-            rows.append(row | {"cost": cost, "speculative_speedup_computed": computed})
+            for gamma in GAMMAS:
+                computed = None if cost is None or found.alpha is None else speculative_speedup(found.alpha, gamma, cost)
+                rows.append(row | {"gamma": gamma, "cost": cost, "speculative_speedup_computed": computed})
     return rows
 
 

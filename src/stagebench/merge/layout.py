@@ -214,7 +214,18 @@ def layout(name: str, config: Config, *, several_machines: bool, several_dataset
     if name == "decomposition":
         return (("", (*pair, "part", "n", "failed", "discarded", "ms", "factor", "share")),)
     if name == "acceptance":
-        shown = ("n", "failed", "discarded", "position_share", "prefix_mean_tokens", "alpha", "speculative_speedup_computed", "note")
+        shown = (
+            "n",
+            "failed",
+            "discarded",
+            "position_share",
+            "prefix_mean_tokens",
+            "alpha",
+            "gamma",
+            "cost",
+            "speculative_speedup_computed",
+            "note",
+        )
         return (("", (*pair, *shown)),)
     if name == "distribution":
         return (("", (*who, "metric", "n", "failed", "discarded", "median_ms", *_QUANTILES, "mad_ms", "cv", "low_ms", "high_ms", "share")),)

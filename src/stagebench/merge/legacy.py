@@ -22,13 +22,13 @@ from stagebench.config import Config
 from stagebench.errors import MergeError
 from stagebench.files import whole_file
 from stagebench.merge.analysis import CAPPED_POOL, Group
+from stagebench.merge.comparison import GAMMAS
 from stagebench.merge.gather import JobFile
 from stagebench.stages import STAGES, VIEWS
 from stagebench.stats import acceptance, speculative_speedup
 
 __all__ = ["dated_name", "legacy_entries", "prefixes", "write_legacy"]
 
-GAMMA = 5
 _TEXT_KEYS = {"llava": "llava-1.5-7b-hf"}
 """The old files hold LLaVA's text under its hub name."""
 
@@ -136,8 +136,9 @@ def _agreement(
         found[f"{prefix}_acceptance_rate"] = round(agreement.position_share or 0.0, 6)
         found[f"{prefix}_common_prefix"] = agreement.prefix_lengths[0]
         if row["ms_per_token"] and target["ms_per_token"] and agreement.alpha is not None:
-            speedup = speculative_speedup(agreement.alpha, GAMMA, row["ms_per_token"] / target["ms_per_token"])
-            found[f"{prefix}_speculative_speedup_computed_gamma{GAMMA}"] = round(speedup, 6)
+            cost = row["ms_per_token"] / target["ms_per_token"]
+            for gamma in GAMMAS:
+                found[f"{prefix}_speculative_speedup_computed_gamma{gamma}"] = round(speculative_speedup(agreement.alpha, gamma, cost), 6)
     return found
 
 
