@@ -12,7 +12,7 @@ from typing import Any
 
 from fuzz.base import Broken, Reader, folder
 from fuzz.mutate import changed_bytes
-from fuzz.thrift import changed_footer
+from fuzz.thrift import changed_footer, changed_payload
 from stagebench.errors import MergeError, TimingError
 
 __all__ = ["READERS", "seeds"]
@@ -54,10 +54,10 @@ def seeds() -> Mapping[str, bytes]:
 
 
 def _make(rng: random.Random) -> bytes:
-    """Half of the Parquet files are changed in their footer's fields, for changed bytes are mostly found by checksums."""
+    """Half of the Parquet files are changed in their footer's fields or their values, for changed bytes are mostly found by checksums."""
     kind = rng.choice("TTMSJV")
     if kind in "TM" and rng.random() < 0.5:
-        return kind.encode() + changed_footer(seeds()[kind], rng)
+        return kind.encode() + rng.choice((changed_footer, changed_payload))(seeds()[kind], rng)
     return kind.encode() + changed_bytes([seeds()[kind]], rng, JSON_TOKENS)
 
 

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from fuzz.base import Broken, Reader, bytes_of, folder, in_file
 from fuzz.mutate import changed_bytes
-from fuzz.thrift import changed_footer, changed_page
+from fuzz.thrift import changed_footer, changed_page, changed_payload
 from stagebench.errors import SourceError, StoreError
 
 __all__ = ["READERS", "resealed", "seeds"]
@@ -80,11 +80,12 @@ def resealed(data: bytes, *, body: bool = True) -> Path:
 
 
 def _make_resealed(rng: random.Random) -> bytes:
-    """Bytes changed anywhere, fields of the footer, or fields of a page's header."""
+    """Bytes changed anywhere, fields of the footer or of a page's header, or values under a right checksum."""
     what = rng.random()
-    if what < 0.3:
+    if what < 0.2:
         return changed_bytes(seeds(), rng)
-    return (changed_footer if what < 0.8 else changed_page)(rng.choice(seeds()), rng)
+    change = changed_footer if what < 0.6 else changed_page if what < 0.75 else changed_payload
+    return change(rng.choice(seeds()), rng)
 
 
 def _read_resealed(data: bytes) -> object:

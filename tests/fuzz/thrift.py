@@ -6,12 +6,24 @@ Structs carry no length, so one can be put together again and spliced in where i
 from __future__ import annotations
 
 import random
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 
 from fuzz.mutate import NUMBERS
 
-__all__ = ["Field", "Node", "changed_footer", "changed_page", "footer_nodes", "spliced"]
+__all__ = [
+    "Field",
+    "Node",
+    "changed_footer",
+    "changed_page",
+    "changed_payload",
+    "footer_nodes",
+    "integer",
+    "page_header",
+    "page_places",
+    "spliced",
+]
 
 TRUE, FALSE, BYTE, I16, I32, I64, DOUBLE, BINARY, LIST, SET, MAP, STRUCT = range(1, 13)
 INTEGERS = (I16, I32, I64)
@@ -62,9 +74,31 @@ def changed_footer(data: bytes, rng: random.Random) -> bytes:
 
 def changed_page(data: bytes, rng: random.Random) -> bytes:
     """The file after a change to the header of one of its pages. What follows moves by the difference in length."""
-    nodes = _nodes(data, rng.choice(_pages(data)))
+    nodes = _nodes(data, rng.choice(page_places(data)))
     node = rng.choice(nodes)
     return data[: node.begin] + node.build(_changed(node, rng)) + data[node.end :]
+
+
+def changed_payload(data: bytes, rng: random.Random) -> bytes:
+    """The file after changes to the values in one of its pages, whose checksum is made right again."""
+    header = page_header(data, rng.choice(page_places(data)))
+    numbers = {f.number: _Parser(f.raw, 0).zigzag() for f in header.fields if f.kind == I32}
+    end = header.end + numbers[3]
+    payload = bytearray(data[header.end : end])
+    for _ in range(rng.choice((1, 1, 2, 4))):
+        at = rng.randrange(len(payload))
+        size = rng.choice((1, 1, 2, 4, 8))
+        number = (rng.choice(NUMBERS) % 2 ** (8 * size)).to_bytes(size, "little")
+        new = rng.choice((rng.randbytes(size), bytes(size), b"\xff" * size, number))
+        payload[at : at + size] = new[: len(payload) - at]
+    crc = zlib.crc32(payload)
+    fields = [Field(4, I32, integer(crc - (crc >> 31 << 32))) if f.number == 4 else f for f in header.fields]
+    return data[: header.begin] + header.build(fields) + payload + data[end:]
+
+
+def page_header(data: bytes, at: int) -> Node:
+    """The PageHeader that begins there."""
+    return _nodes(data, at)[0]
 
 
 def spliced(data: bytes, changes: list[tuple[Node, list[Field]]]) -> bytes:
@@ -83,7 +117,7 @@ def footer_nodes(data: bytes) -> list[Node]:
 
 
 @cache
-def _pages(data: bytes) -> list[int]:
+def page_places(data: bytes) -> list[int]:
     """Where the first page of each column chunk begins: ColumnMetaData.data_page_offset."""
     found = [f.raw for node in footer_nodes(data) if node.path == (4, 0, 1, 0, 3) for f in node.fields if f.number == 9]
     return [_Parser(raw, 0).zigzag() for raw in found]

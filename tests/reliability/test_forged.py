@@ -3,9 +3,11 @@
 import re
 import subprocess
 import sys
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -13,11 +15,11 @@ import pytest
 
 from factories import make_study
 from fuzz.shards import resealed, seeds
-from fuzz.thrift import BINARY, I64, LIST, STRUCT, Field, Node, footer_nodes, integer, spliced
+from fuzz.thrift import BINARY, I32, I64, LIST, STRUCT, Field, Node, footer_nodes, integer, page_header, page_places, spliced
 from stagebench.compare import compare_results
 from stagebench.errors import MergeError, StoreError
 from stagebench.merge import merge
-from stagebench.store import Shard
+from stagebench.store import ClipRow, RowMeta, Shard, ShardWriter
 from stagebench.store._compact import ShortError, ThriftError, struct
 
 COLUMN = (4, 0, 1, 0)
@@ -72,7 +74,7 @@ def forgeries(data: bytes) -> Iterator[tuple[str, bytes]]:
 OPEN = """
 import sys
 from stagebench.errors import StoreError
-from stagebench.store import Shard
+from stagebench.store import ClipRow, RowMeta, Shard, ShardWriter
 for path in sys.argv[1:]:
     for verify in (True, False):
         try:
@@ -189,3 +191,25 @@ def test_a_shard_of_fewer_rows_than_it_names(tmp_path: Path) -> None:
     data = dict(forgeries(seeds()[0]))["a row group of no rows"]
     with pytest.raises(StoreError):
         Shard.open(resealed(data), verify=False)
+
+
+def test_a_row_that_claims_more_frames_than_fit_in_memory(tmp_path: Path) -> None:
+    meta = RowMeta("a", "d", "ok", "", count=(1 << 20) + 1, sizes=((1, 1),), encoding="rgb8")
+    with ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
+        writer.add(ClipRow(meta, pixels=np.zeros(3, np.uint8)))
+    with pytest.raises(StoreError, match="1048577 frames, at most"):
+        Shard.open(tmp_path / "a.parquet")
+
+
+def test_a_text_of_a_shard_that_is_no_text() -> None:
+    """Found by fuzzing: under right checksums, bytes that are no UTF-8 were an exception that named no file."""
+    data = seeds()[0]
+    begin = data.index(b"error", 4)
+    at_crc = [node for node in (page_header(data, place) for place in page_places(data)) if node.begin < begin < node.begin + 64][-1]
+    payload = data[at_crc.end : begin] + b"\xff" + data[begin + 1 : begin + 5]
+    crc = zlib.crc32(payload)
+    fields = [Field(4, I32, integer(crc - (crc >> 31 << 32))) if f.number == 4 else f for f in at_crc.fields]
+    forged = data[: at_crc.begin] + at_crc.build(fields) + payload + data[begin + 5 :]
+    assert len(forged) == len(data), "the checksum takes as many bytes"
+    with pytest.raises(StoreError, match=r"shard\.parquet.*decode"):
+        Shard.open(resealed(forged))

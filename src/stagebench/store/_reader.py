@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 __all__ = ["Shard"]
 
 _AGAIN = "Delete the file: the next run extracts it again."
+_MAX_FRAMES = 1 << 20
+"""Of one clip. A forged row would take memory for what it claims before its page is looked at."""
 
 
 class Shard:
@@ -321,7 +323,7 @@ class Shard:
         names = [name for name in self._parquet.schema_arrow.names if name not in BULK]
         try:
             table = self._parquet.read(columns=names, use_threads=False).to_pylist()
-        except (OSError, pa.ArrowException) as error:
+        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
             raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from error
         if len(table) != len(self.clips):
             raise StoreError(f"{self.path}: {len(table)} rows, {len(self.clips)} expected, one for each clip. {_AGAIN}")
@@ -362,9 +364,11 @@ class Shard:
 
 def _row(values: Mapping[str, Any]) -> RowMeta:
     count, flat = values["count"], values["sizes"]
-    uniform = ((values["height"], values["width"]),) * count
-    sizes = uniform if flat is None else tuple(zip(flat[::2], flat[1::2], strict=True))
-    if len(sizes) != count or any(h is None or w is None or h < 0 or w < 0 for h, w in sizes):
+    if not 0 <= count <= _MAX_FRAMES:
+        raise StoreError(f"clip {values['clip']}: {count} frames, at most {_MAX_FRAMES} are read. {_AGAIN}")
+    sizes = ((values["height"], values["width"]),) * count if flat is None else tuple(zip(flat[::2], flat[1::2], strict=False))
+    odd = flat is not None and len(flat) != 2 * count
+    if odd or len(sizes) != count or any(h is None or w is None or h < 0 or w < 0 for h, w in sizes):
         raise StoreError(f"clip {values['clip']}: sizes {sizes} of {count} frames. {_AGAIN}")
     optional = ("encoding", "t0", "t1", "n_events", "t_dtype", "p_coding")
     return RowMeta(
