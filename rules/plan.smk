@@ -1,10 +1,11 @@
 """Shards, blocks and jobs, named by their content. The main process plans; jobs on this node and on others read its plan."""
 
 import gc
+import sys
 from pathlib import Path
 
 from stagebench.plan import Plan, build_plan
-from stagebench.scripting import Ownership, log_progress
+from stagebench.scripting import Ownership, failures, log_progress
 
 # Scripts find these in snakemake.config: as params they would tie shards that studies share to one study's folder.
 # With the prefix that another workflow may put before this one's paths, as Snakemake puts it before inputs and outputs.
@@ -34,3 +35,8 @@ onstart:
     # Snakemake's own lock is the working directory's; this one also keeps out `stagebench run` and another checkout, and names the owner.
     workflow.results_owner = Ownership(PLAN_FILE.parent)
     PLAN.write(PLAN_FILE)
+
+
+onerror:
+    # With keep-going the run went on after a failure, whose message is by now far up.
+    sys.stderr.write(failures(map(Path, log)))

@@ -5,12 +5,13 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import re
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -284,12 +285,38 @@ def load_config(source: str | Path | Mapping[str, Any]) -> Config:
 def _explain(error: Any) -> str:
     key = ".".join(str(part) for part in error["loc"]) or "(whole)"
     if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key. Remove it, or check its spelling against docs/config.md."
+        return f"{key}: unknown key. {_remedy(error['loc'])}"
     if error["type"] == "missing":
         return f"{key}: missing, and it has no default."
     found = error["input"]
     shown = f" Found {reprlib.repr(found)}." if not isinstance(found, Mapping) else ""
     return f"{key}: {error['msg']}.{shown}"
+
+
+def _remedy(place: Sequence[int | str]) -> str:
+    """What may have been meant by an unknown key: one of the same section that looks like it, or the section that has it."""
+    name = str(place[-1])
+    if near := difflib.get_close_matches(name, _keys(place[:-1]), n=1):
+        return f"Did you mean {near[0]}? All keys: docs/config.md."
+    if homes := [section for section in Config.model_fields if name in _keys((section,))]:
+        return f"It is a key of {' and '.join(homes)}: move it there."
+    if homes := [section for section in ("datasets", "models") if name in _keys((section, "any"))]:
+        return f"It is a key of {homes[0]}.<name>: move it there."
+    return "Remove it, or check its spelling against docs/config.md."
+
+
+def _keys(place: Sequence[int | str]) -> list[str]:
+    """Keys of the section at a place, such as ("models", "llava"); none where there is no section."""
+    at: Any = Config
+    for part in place:
+        if get_origin(at) is dict:
+            at = get_args(at)[1]
+        else:
+            field = getattr(at, "model_fields", {}).get(part)
+            at = field.annotation if field else None
+        if get_origin(at) is not dict:
+            at = next((a for a in get_args(at) if isinstance(a, type) and issubclass(a, BaseModel)), at)
+    return list(getattr(at, "model_fields", ()))
 
 
 def canonical(value: Any) -> str:

@@ -1,10 +1,14 @@
-"""What the scripts of Snakemake's rules share: a log file, and errors that end a job with their message instead of a wall of trace."""
+"""What the scripts of Snakemake's rules share: a log file, and errors that end a job with their message instead of a wall of trace.
+
+With `keep-going` a run goes on for long after a failure: `failures` gathers what failed and why, for the run's last lines.
+"""
 
 from __future__ import annotations
 
 import logging
+import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -12,7 +16,7 @@ from typing import Any
 from stagebench._ownership import Ownership
 from stagebench.errors import ConfigError, StagebenchError
 
-__all__ = ["Ownership", "job", "log_progress", "require_gpu"]
+__all__ = ["Ownership", "failures", "job", "log_progress", "require_gpu"]
 
 log = logging.getLogger(__name__)
 PROGRESS_STEPS = 20
@@ -56,6 +60,54 @@ def log_progress(what: str) -> Callable[[int, int], None]:
             sys.stderr.write(f"stagebench: {what} {done} of {total} files\n")
 
     return tell
+
+
+_EVENT = re.compile(r"^Error in rule (?P<rule>[^:,\n]+).*\n(?P<body>(?:[ \t]+.*\n)*)|^Finished jobid: (?P<done>\d+)", re.M)
+"""What Snakemake's log says of a job that failed, and of one that was finished."""
+_LAST_BYTES = 64 << 10
+
+
+def failures(logs_of_run: Iterable[Path], folder: Path = Path()) -> str:
+    """What failed for good in a run of Snakemake, each with its cause; empty when nothing did.
+
+    logs_of_run: Snakemake's own logs. folder: its working directory. A job that failed and then succeeded is not named; a cause is the end
+    of the job's log, which `job` writes.
+    """
+    text = "".join(path.read_text(encoding="utf-8", errors="replace") for path in logs_of_run if path.is_file())
+    failed: dict[str, tuple[str, str]] = {}
+    for event in _EVENT.finditer(text):
+        if event["rule"] is None:
+            failed.pop(event["done"], None)
+            continue
+        found = {key: re.search(rf"^\s+{key}: (.*?)(?: \(check log.*)?$", event["body"], re.M) for key in ("jobid", "output", "log")}
+        jobid, output, log_file = (match[1] if match else "" for match in found.values())
+        failed[jobid] = (f"{event['rule']} {output.split(', ')[0]}", log_file.split(", ")[0])
+    if not failed:
+        return ""
+    by_cause: dict[str, list[tuple[str, str]]] = {}
+    for name, log_file in failed.values():
+        by_cause.setdefault(_cause(folder / log_file) if log_file else "it has no log", []).append((name, log_file))
+    lines = [f"stagebench: {len(failed)} {'job' if len(failed) == 1 else 'jobs'} failed, and what needs them did not run."]
+    for cause, jobs in by_cause.items():
+        lines.append(f"  {cause}")
+        lines += [f"      {name}{f' (log: {log_file})' if log_file else ''}" for name, log_file in jobs]
+    lines.append("Correct this and run the same command again: what is finished stays.")
+    return "\n".join(lines) + "\n"
+
+
+def _cause(path: Path) -> str:
+    try:
+        with path.open("rb") as file:
+            file.seek(max(0, path.stat().st_size - _LAST_BYTES))
+            lines = file.read().decode("utf-8", "replace").rstrip().splitlines()
+    except OSError:
+        return "its log is not there: it was not started, or another node could not write it"
+    # a message may have several lines; the first of them begins with the error's class
+    for number in range(len(lines) - 1, max(-1, len(lines) - 30), -1):
+        if re.match(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b", lines[number]):
+            return "\n  ".join(lines[number:])
+    last = f" Its last line: {lines[-1]}" if lines else ""
+    return f"it ended without a message: killed, by the machine's memory or its scheduler?{last}"
 
 
 def require_gpu(resources: Any) -> None:

@@ -1,5 +1,6 @@
 """The configuration: what is refused, by which name, and that generated files are in step."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -64,6 +65,22 @@ def test_every_wrong_key_is_named_at_once(demo: dict) -> None:
     edit(edit(demo, "frames.cuont", 8), "timing.warmup", "two")
     with pytest.raises(ConfigError, match=r"2 wrong(.|\n)*cuont(.|\n)*warmup"):
         load_config(demo)
+
+
+@pytest.mark.parametrize(
+    ("key", "says"),
+    [
+        ("timing.max_sample", "Did you mean max_samples?"),
+        ("datasets.demo.rot", "Did you mean root?"),
+        ("models.llava.frame_as", "Did you mean frames_as?"),
+        ("warmup", "It is a key of timing"),
+        ("timing.sensor", "It is a key of datasets.<name>"),
+        ("frames.xyzzy", "check its spelling against docs/config.md"),
+    ],
+)
+def test_an_unknown_key_is_told_what_may_have_been_meant(demo: dict, key: str, says: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(says)):
+        load_config(edit(demo, key, 1))
 
 
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", "\xff"])

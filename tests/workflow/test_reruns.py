@@ -127,6 +127,9 @@ def test_a_job_without_a_gpu_to_hand_out_is_refused(study: Study) -> None:
     assert run.status and "resources.gpu of this job is 0, expected 1" in run.text
     log = (study.results / "logs/verify/llava.log").read_text()
     assert log.splitlines()[-1].startswith("ConfigError: ") and "Traceback" not in log
+    end = run.text[run.text.index("stagebench: 1 job failed") :]
+    assert "  ConfigError: resources.gpu of this job is 0" in end, "the cause stands in the last lines, whatever ran in between"
+    assert "verify results/demo/verify/llava.json (log: results/demo/logs/verify/llava.log)" in end
 
 
 def test_paths_are_pathvars(study: Study) -> None:

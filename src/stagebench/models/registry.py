@@ -1,15 +1,21 @@
-"""Adapters by name. Built-in ones are imported when first asked for; `register` adds one from outside."""
+"""Adapters by name. Built-in ones are imported when first asked for; so are those that an installed package declares as an entry point
+of the group `stagebench.adapters`, which holds for every job on every node. `register` adds one from within a process.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
+from importlib.metadata import entry_points
 from typing import TypeVar
 
 from stagebench.errors import ModelError
 from stagebench.models.base import Adapter
 
-__all__ = ["create", "names", "register"]
+__all__ = ["GROUP", "create", "names", "register"]
+
+GROUP = "stagebench.adapters"
+"""The entry points' group: `[project.entry-points."stagebench.adapters"]` of a package's pyproject.toml."""
 
 _BUILT_IN = {"hf": "stagebench.models.hf", "eventgpt": "stagebench.models.eventgpt.adapter"}
 _REGISTERED: dict[str, Callable[[], Adapter]] = {}
@@ -35,7 +41,7 @@ def register(name: str) -> Callable[[Factory], Factory]:
 
 def names() -> tuple[str, ...]:
     """All adapter names, sorted."""
-    return tuple(sorted({*_BUILT_IN, *_REGISTERED}))
+    return tuple(sorted({*_BUILT_IN, *_REGISTERED, *entry_points(group=GROUP).names}))
 
 
 def create(adapter: str) -> Adapter:
@@ -43,5 +49,23 @@ def create(adapter: str) -> Adapter:
     if adapter not in _REGISTERED and adapter in _BUILT_IN:
         import_module(_BUILT_IN[adapter])
     if adapter not in _REGISTERED:
-        raise ModelError(f"adapter {adapter!r} is unknown. Set models.<name>.adapter to one of: {', '.join(names())}.")
+        _declared(adapter)
+    if adapter not in _REGISTERED:
+        raise ModelError(
+            f"adapter {adapter!r} is unknown. Set models.<name>.adapter to one of: {', '.join(names())}; one of your own is declared as an "
+            f"entry point of {GROUP}."
+        )
     return _REGISTERED[adapter]()
+
+
+def _declared(adapter: str) -> None:
+    """Import an installed package's adapter, if one has this name. Raises ModelError when it cannot be imported."""
+    for point in entry_points(group=GROUP, name=adapter):
+        try:
+            factory = point.load()
+        except Exception as error:  # somebody else's module, which may fail in any way
+            raise ModelError(
+                f"adapter {adapter!r}: its entry point {point.value!r} cannot be imported ({type(error).__name__}: {error}). "
+                "Correct the package that declares it, or install it again."
+            ) from error
+        _REGISTERED.setdefault(adapter, factory)
