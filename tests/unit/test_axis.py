@@ -151,3 +151,5 @@ def test_durations_of_the_demo(tmp_path: Path) -> None:
     assert rows[1]["how"] == "paired by sequence" and rows[1]["pairs"] == 2 and rows[1]["ratio"] > 1, "a longer clip decodes for longer"
     assert rows[0]["slope"] > 0 and rows[0]["median"] < rows[1]["median"]
     assert "Along an axis" in (tmp_path / "results/report.html").read_text()
+    drawn = (tmp_path / "results/figures/axis.svg").read_text()
+    assert "demo_200ms" in drawn and "load (ms)" in drawn

@@ -17,6 +17,7 @@ from stagebench.errors import MergeError
 from stagebench.files import whole_file
 from stagebench.merge.analysis import groups
 from stagebench.report.answers import answers
+from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES, Study
 from stagebench.report.machine_figures import MACHINE_FIGURES
 from stagebench.tables import Table, cell, read_table
@@ -42,7 +43,7 @@ def write_report(results: Path, *, title: str | None = None) -> Path:
     study = _read(results)
     (results / "figures").mkdir(exist_ok=True)
     drawn = []
-    for figure in (*FIGURES, *MACHINE_FIGURES):
+    for figure in (*FIGURES, AXIS_FIGURE, *MACHINE_FIGURES):
         chart = figure.draw(study)
         if chart is not None:
             drawn.append({"name": figure.name, "title": figure.title, "caption": figure.caption, "svg": _draw(chart, figure.name, results)})

@@ -1,0 +1,56 @@
+"""A model along an axis: total, time to first token and load, by frames, by seconds of clip, by batch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import altair as alt
+
+from stagebench.report.figures import Figure, Study, _data, _series_colour
+
+__all__ = ["AXIS_FIGURE"]
+
+METRICS = {"total": "total", "ttft": "to first token", "load": "load"}
+_UNITS = {"dataset": "dataset", "frames": "frames", "batch": "samples a batch", "keep_visual": "share of visual tokens"}
+
+
+def along_axis(study: Study) -> Any:
+    """A panel an axis and metric: geometric mean with its interval at each place, places in the config's order."""
+    table = study.tables.get("axis")
+    rows = [
+        {
+            "series": " · ".join([row["model"], row["length"], *([row["dataset"]] if row["dataset"] else [])]),
+            "axis": row["axis"],
+            "metric": METRICS[row["metric"]],
+            "place": row["value"],
+            **{name: row[name] for name in ("gmean", "gmean_low", "gmean_high")},
+        }
+        for row in (table.frame.to_dicts() if table is not None else ())
+        if row["metric"] in METRICS and row["gmean"] is not None
+    ]
+    if not rows:
+        return None
+    panels = []
+    for axis in dict.fromkeys(row["axis"] for row in rows):
+        for metric in METRICS.values():
+            shown = [row for row in rows if row["axis"] == axis and row["metric"] == metric]
+            if not shown:
+                continue
+            places = list(dict.fromkeys(row["place"] for row in shown))
+            x = alt.X("place:N", title=_UNITS[axis], sort=places, axis=alt.Axis(labelAngle=0))
+            y = alt.Y("gmean:Q", title=f"{metric} (ms)")
+            base = alt.Chart(_data(shown))
+            line = base.mark_line(point=True).encode(x=x, y=y, color=_series_colour(rows))
+            bars = base.mark_rule().encode(
+                x=x, y=alt.Y("gmean_low:Q", title=f"{metric} (ms)"), y2="gmean_high:Q", color=_series_colour(rows)
+            )
+            panels.append(alt.layer(line, bars).properties(width=520, height=110))
+    return alt.vconcat(*panels)
+
+
+AXIS_FIGURE = Figure(
+    "axis",
+    "Along an axis",
+    "Geometric mean and its interval at each place of an axis of the config, all else equal. Ratios and slopes are in the table.",
+    along_axis,
+)
