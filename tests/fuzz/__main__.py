@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import logging
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -29,9 +30,9 @@ from fuzz.readers import READERS
 
 FINDINGS = Path(__file__).parent / "findings"
 SECONDS = 20
-"""An input that takes longer is a finding."""
-HANGS = 120
-"""A worker that stays at one input for this many seconds is killed, and the input is a finding."""
+"""An input that takes longer is a finding. Of CPU: a run may wait for days behind others."""
+HANGS, SLEEPS = 60, 1800
+"""A worker that stays at one input for so many seconds of CPU, or of anything, is killed, and the input is a finding."""
 CONTEXT = multiprocessing.get_context("fork")
 EXTRA_BYTES = 2 << 30
 """Address space that reading may take beyond what the process has at the start; more raises MemoryError, which is a finding."""
@@ -53,14 +54,14 @@ def _work(reader: Reader, seed: int, numbers: range, end: float, shared: Any) ->
             break
         data = reader.make(random.Random(f"{reader.name} {seed} {number}"))
         shared[0] = number
-        signal.alarm(SECONDS)
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             shared[2] += reader.holds(data)
         except BaseException:
             _keep(reader, seed, number, traceback.format_exc())
             shared[3] += 1
         finally:
-            signal.alarm(0)
+            signal.setitimer(signal.ITIMER_PROF, 0)
         shared[1] += 1
 
 
@@ -72,7 +73,7 @@ def _keep(reader: Reader, seed: int, number: int, why: str) -> None:
 
 def _worker(reader: Reader, seed: int, numbers: range, end: float, shared: Any) -> None:
     logging.disable(logging.CRITICAL)
-    signal.signal(signal.SIGALRM, _late)
+    signal.signal(signal.SIGPROF, _late)
     for number in range(3):  # imports, before memory is limited
         with contextlib.suppress(Exception):
             reader.holds(reader.make(random.Random(number)))
@@ -90,27 +91,31 @@ class _Worker:
         self._end = end
         self._done_before = (0, 0, 0)
         self.totals = (0, 0, 0)
+        self._over = False
         self._start()
 
     def _start(self) -> None:
         self.shared[:] = [self.numbers.start, 0, 0, 0]
-        self._moved, self._at = time.monotonic(), -1
+        self._moved, self._used, self._at = time.monotonic(), 0.0, -1
         self._process = CONTEXT.Process(target=_worker, args=(*self._made, self.numbers, self._end, self.shared))
         self._process.start()
 
     def poll(self) -> bool:
         """Whether it still works; `totals` becomes (done, taken, findings)."""
+        if self._over:
+            return False
         code = self._process.exitcode
-        if code is None and self._at == self.shared[1] and time.monotonic() - self._moved > HANGS:
+        if code is None and self._at == self.shared[1] and self._stays():
             self._process.kill()  # in C, where no Python signal handler runs
             self._process.join()
             code = self._process.exitcode
-        elif self._at != self.shared[1]:
-            self._moved, self._at = time.monotonic(), self.shared[1]
+        elif code is None and self._at != self.shared[1]:
+            self._moved, self._used, self._at = time.monotonic(), _cpu(self._process.pid), self.shared[1]
         self.totals = tuple(map(sum, zip(self._done_before, self.shared[1:], strict=True)))
         if code is None:
             return True
         if code == 0:
+            self._over = True
             return False
         done, taken, found = self.totals
         self._done_before = self.totals = (done + 1, taken, found + 1)
@@ -120,14 +125,27 @@ class _Worker:
         keeper.join()
         self.numbers = range(self.shared[0] + self.numbers.step, self.numbers.stop, self.numbers.step)
         if not self.numbers:
-            self.shared[1:] = [0, 0, 0]
+            self._over = True
             return False
         self._start()
         return True
 
+    def _stays(self) -> bool:
+        return _cpu(self._process.pid) - self._used > HANGS or time.monotonic() - self._moved > SLEEPS
+
+
+def _cpu(pid: int | None) -> float:
+    """Seconds that a process has computed; 0 once it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
 
 def _fuzz(reader: Reader, numbers: range, seed: int, jobs: int, limit: float) -> int:
     begin = said = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     workers = [_Worker(reader, seed, numbers[first::jobs], begin + limit) for first in range(jobs)]
     while [worker for worker in workers if worker.poll()]:
         time.sleep(0.2)
@@ -135,10 +153,11 @@ def _fuzz(reader: Reader, numbers: range, seed: int, jobs: int, limit: float) ->
             said = time.monotonic()
             sys.stderr.write(f"{reader.name}: {sum(w.totals[0] for w in workers):,} after {said - begin:,.0f} s\n")
     done, taken, found = (sum(values) for values in zip(*(worker.totals for worker in workers), strict=True))
-    seconds = time.monotonic() - begin
+    seconds, after = time.monotonic() - begin, resource.getrusage(resource.RUSAGE_CHILDREN)
+    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
     sys.stdout.write(
-        f"{reader.name}: {done:,} inputs in {seconds:,.0f} s ({done / seconds:,.0f}/s), {taken:,} taken, {done - taken - found:,} "
-        f"refused, {found} findings\n"
+        f"{reader.name}: {done:,} inputs in {seconds:,.0f} s, {cpu:,.0f} s of CPU ({done / cpu:,.0f}/s), {taken:,} taken, "
+        f"{done - taken - found:,} refused, {found} findings\n"
     )
     sys.stdout.flush()
     return found

@@ -1,14 +1,18 @@
 """A bounded run of the fuzzers in tests/fuzz; `make fuzz` is the long one."""
 
 import logging
+import os
 import random
+import signal
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fuzz.mutate import changed_bytes, changed_value
+import fuzz.__main__ as harness
 from fuzz.base import Broken, Reader
+from fuzz.mutate import changed_bytes, changed_value
 from fuzz.readers import CONFIG, READERS
 from stagebench.errors import StoreError
 
@@ -59,3 +63,34 @@ def test_inputs_follow_from_the_seed() -> None:
     assert changed_bytes([b"abc" * 50], random.Random(5)) == changed_bytes([b"abc" * 50], random.Random(5))
     assert changed_value(CONFIG, random.Random(5)) == changed_value(CONFIG, random.Random(5))
     assert len({changed_bytes([b"abc" * 50], random.Random(i)) for i in range(200)}) > 150
+
+
+def test_the_harness_outlives_what_it_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """An input that ends the process, one that is never done, in Python or in C: each is kept, and the others are read all the same."""
+    monkeypatch.setattr(harness, "FINDINGS", tmp_path)
+    monkeypatch.setattr(harness, "SECONDS", 1)
+    monkeypatch.setattr(harness, "HANGS", 2)
+
+    def read(data: bytes) -> None:
+        what = int(data)
+        if what == 0:
+            os.abort()
+        if what == 1:
+            raise RecursionError
+        if what in (2, 3):
+            signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGPROF] if what == 3 else [])
+            while True:
+                pass
+        if what % 2:
+            raise StoreError("odd")
+
+    def make(rng: random.Random) -> bytes:
+        return b"%d" % rng.randrange(30)
+
+    wanted = [int(make(random.Random(f"rough 0 {number}"))) for number in range(60)]
+    bad = sum(what < 4 for what in wanted)
+    assert {0, 1, 2, 3} <= set(wanted)
+    assert harness._fuzz(Reader("rough", make, read, (StoreError,)), range(60), 0, 2, float("inf")) == bad
+    assert capsys.readouterr().out.startswith("rough: 60 inputs")
+    kept = {int(path.name.split("-")[2]) for path in tmp_path.glob("rough-0-*") if path.suffix != ".txt"}
+    assert kept == {number for number, what in enumerate(wanted) if what < 4}
