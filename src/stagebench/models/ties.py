@@ -44,7 +44,7 @@ class Divergence:
 
 
 def first_divergence(adapter: Adapter, prompt: Prompt, a: Sequence[int], b: Sequence[int]) -> Divergence | None:
-    """None for equal ids; else where they part, judged by one teacher-forced forward over the prompt and the common prefix.
+    """None for equal ids; else where they part, judged by the logits that follow the prompt and the common prefix.
 
     prompt: of one sample. Never inside a timed window.
     """
@@ -55,14 +55,34 @@ def first_divergence(adapter: Adapter, prompt: Prompt, a: Sequence[int], b: Sequ
     bound = 0.0 if exact else LOGIT_TOLERANCE[adapter.spec.dtype]
     if exact or step >= min(len(a), len(b)):
         return Divergence(step, float("inf"), bound)
-    model: Any = adapter.language_model()
-    with torch.inference_mode():
-        tail = model.get_input_embeddings()(torch.tensor([list(a[:step])], dtype=torch.int64, device=prompt.embeds.device))
-        embeds = torch.cat([prompt.embeds, tail.to(prompt.embeds.dtype)], dim=1)
-        mask = torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones((1, step))], dim=1)
-        last = prompt.position_ids[..., -1:]
-        positions = torch.cat([prompt.position_ids, last + torch.arange(1, step + 1, device=last.device)], dim=-1)
-        extra = {k: v for k, v in prompt.extra.items() if k != "token_type_ids"}  # its rows end with the prompt
-        output = model(inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False, logits_to_keep=1, **extra)
-    logits = output.logits[0, -1].float()
+    logits = _logits_after(adapter, prompt, a[:step])
     return Divergence(step, float((logits[a[step]] - logits[b[step]]).abs() / logits.std()), bound)
+
+
+@torch.inference_mode()
+def _logits_after(adapter: Adapter, prompt: Prompt, ids: Sequence[int]) -> torch.Tensor:
+    """[V] float32 that follow the prompt and these ids, token by token as a decode makes them: one pass over everything takes other
+    kernels (quantised weights even other roundings), and its logits lie further off than the tie is wide."""
+    model: Any = adapter.language_model()
+    device = prompt.embeds.device
+    output = model(
+        inputs_embeds=prompt.embeds,
+        attention_mask=prompt.attention_mask,
+        position_ids=prompt.position_ids,
+        use_cache=True,
+        logits_to_keep=1,
+        **{name: value for name, value in prompt.extra.items() if name != "token_type_ids"},  # its rows end with the prompt
+    )
+    mask, last = prompt.attention_mask, prompt.position_ids[..., -1:]
+    for count, token in enumerate(ids, start=1):
+        mask = torch.cat([mask, mask.new_ones((1, 1))], dim=1)
+        output = model(
+            input_ids=torch.tensor([[token]], dtype=torch.int64, device=device),
+            attention_mask=mask,
+            position_ids=last + count,
+            past_key_values=output.past_key_values,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+    logits: torch.Tensor = output.logits[0, -1].float()
+    return logits

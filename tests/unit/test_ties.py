@@ -1,0 +1,53 @@
+"""Where two texts part, judged by logits made as a decode makes them."""
+
+import numpy as np
+import pytest
+import torch
+
+from stagebench.models import registry
+from stagebench.models.base import ModelSpec
+from stagebench.models.ties import LOGIT_TOLERANCE, _logits_after, first_divergence
+
+torch.set_num_threads(1)
+MODELS = (("eventgpt", "eventgpt"), ("hf", "llava"), ("hf", "video_llava"), ("hf", "qwen2_5_vl"), ("hf", "llava_onevision"))
+
+
+def load(adapter, architecture, **spec):
+    made = registry.create(adapter)
+    made.load(ModelSpec("dummy:0", architecture, "tiny", **spec), "cpu")
+    rng = np.random.default_rng(0)
+    frames = [rng.integers(0, 255, (56, 64, 3), dtype=np.uint8) for _ in range(3)]
+    inputs = made.preprocess(frames, "What is there?").to("cpu", made.spec.dtype)
+    with torch.inference_mode():
+        return made, made.merge(inputs, made.encode(inputs))
+
+
+@pytest.mark.parametrize(("adapter", "architecture"), MODELS)
+def test_stepwise_logits_equal_those_of_one_pass(adapter, architecture):
+    made, prompt = load(adapter, architecture, dtype=torch.float32)
+    ids = [5, 7, 11, 13]
+    model = made.language_model()
+    with torch.inference_mode():
+        tail = model.get_input_embeddings()(torch.tensor([ids]))
+        positions = torch.cat([prompt.position_ids, prompt.position_ids[..., -1:] + torch.arange(1, 5)], -1)
+        want = model(
+            inputs_embeds=torch.cat([prompt.embeds, tail], 1),
+            attention_mask=torch.cat([prompt.attention_mask, prompt.attention_mask.new_ones((1, 4))], 1),
+            position_ids=positions,
+            use_cache=False,
+        ).logits[0, -1]
+    torch.testing.assert_close(_logits_after(made, prompt, ids), want, rtol=1e-4, atol=1e-4)
+
+
+def test_a_tie_below_float32_is_one_and_a_choice_is_not():
+    made, prompt = load("hf", "llava", dtype=torch.bfloat16, quantization="int4")
+    logits = _logits_after(made, prompt, [5, 7])
+    order = logits.argsort(descending=True).tolist()
+    gap = float((logits[order[0]] - logits[order[1]]) / logits.std())
+    far = order[-1]
+    assert first_divergence(made, prompt, (5, 7, order[0]), (5, 7, order[0])) is None
+    parted = first_divergence(made, prompt, (5, 7, order[0]), (5, 7, far))
+    assert (parted.step, parted.tie) == (2, False) and parted.gap > 1
+    close = first_divergence(made, prompt, (5, 7, order[0]), (5, 7, order[1]))
+    assert close.gap == pytest.approx(gap, rel=1e-5) and close.tie == (gap <= LOGIT_TOLERANCE[torch.bfloat16])
+    assert not first_divergence(made, prompt, (5, 7), (5, 7, far)).tie  # one is a prefix of the other: nothing to read
