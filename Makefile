@@ -43,6 +43,7 @@ fuzz: $(VENV)/.stamp ## FUZZ_INPUTS hostile inputs for each reader (hours)
 
 guards: $(VENV)/.stamp ## take each guard out and see its test fail (minutes)
 	$(BIN)/python tests/reliability/mutations.py
+	$(BIN)/python tests/reliability/validity_guards.py
 
 workflow: $(VENV)/.stamp ## Snakemake run for real
 	$(BIN)/python -m pytest tests/workflow -q

@@ -213,6 +213,32 @@ def test_clocks_that_disagree_are_suspect(timed: Any, monkeypatch: pytest.Monkey
             assert said and "by the host's clock" in row["reason"] and Code.SUSPECT_CLOCKS.discards
 
 
+def test_events_are_made_once(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first record of an event creates it on the device: later samples take the events of earlier ones."""
+    made = []
+
+    class Counting(Cuda):
+        def __init__(self) -> None:
+            super().__init__()
+            event = self.Event
+            self.Event = lambda *, enable_timing: made.append(1) or event(enable_timing=enable_timing)  # type: ignore[misc,assignment]
+
+    cuda = Counting()
+    monkeypatch.setattr(stages, "_cuda_api", lambda: cuda)
+    monkeypatch.setattr(stages, "_SPARE", {})
+    for _ in range(3):
+        clock = StageClock("cuda:0")
+        with clock.total():
+            for stage in stages.STAGES:
+                clock.begin(stage)
+                if stage == "decode":
+                    clock.token()
+                clock.end()
+        times = clock.times()
+        assert clock.times() is times and set(times.gpu_ms) == set(stages.STAGES) and len(times.token_ms) == 1
+    assert len(made) == 2 * len(stages.STAGES) + 2 + 1
+
+
 def test_a_dear_harness_is_said(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     slow = EncoderCounter.enter
 

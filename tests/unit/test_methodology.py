@@ -6,6 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from reliability.mutations import Guard
+from reliability.validity_guards import VALIDITY
 from stagebench.rows import Code
 
 ITEMS = range(1, 20)
@@ -50,3 +52,12 @@ def test_the_list_of_codes_is_complete_and_has_no_other(text: str) -> None:
         known = Code(code.strip("`"))
         expected = "study INVALID" if known.invalid else "row kept out of means" if known.discards else "shown"
         assert meaning and consequence == expected, code
+
+
+@pytest.mark.parametrize("guard", VALIDITY, ids=lambda guard: guard.what)
+def test_the_rule_that_is_taken_out_is_there(repo: Path, text: str, guard: Guard) -> None:
+    assert guard.text in (repo / guard.file).read_text(encoding="utf-8"), (
+        f"{guard.file} has changed: say in validity_guards.py what the rule is"
+    )
+    name = guard.test.partition("::")[2].partition("[")[0]
+    assert f"`{name}`" in text and f"def {name}(" in (repo / guard.test.partition("::")[0]).read_text(encoding="utf-8")

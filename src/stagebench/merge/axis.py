@@ -101,7 +101,7 @@ def _rank(values: Sequence[Any], place: _Place) -> tuple[int, str]:
 def _row(axis: str, place: _Place, first: _Place, metric: str, config: Config) -> dict[str, Any]:
     group, c = place.group, config.compare
     values, clusters = _values(group, metric)
-    row: dict[str, Any] = {"machine": group.machine, "dataset": None if axis == DATASET else group.dataset, "model": group.model}
+    row: dict[str, Any] = {"machine": group.machine, "dataset": group.dataset, "model": group.model}
     row |= {"variant": group.variant, "length": group.length, "axis": axis, "value": place.label, "x": place.x}
     row |= {"unit": "s" if axis == DATASET else axis, "metric": metric.removesuffix("_ms"), "n": len(values)}
     row |= {"failed": group.failed, "discarded": group.discarded, "capped": group.capped, "against": first.label}

@@ -17,9 +17,10 @@ _UNITS = {"dataset": "dataset", "frames": "frames", "batch": "samples a batch", 
 def along_axis(study: Study) -> Any:
     """A panel an axis and metric: geometric mean with its interval at each place, places in the config's order."""
     table = study.tables.get("axis")
+    several = len({group.dataset for group in study.groups}) > 1
     rows = [
         {
-            "series": " · ".join([row["model"], row["length"], *([row["dataset"]] if row["dataset"] else [])]),
+            "series": " · ".join([row["model"], row["length"], *([row["dataset"]] if several and row["axis"] != "dataset" else [])]),
             "axis": row["axis"],
             "metric": METRICS[row["metric"]],
             "place": row["value"],

@@ -1,0 +1,94 @@
+# ruff: noqa: E501 - source text is quoted as it stands
+"""The validity rules of docs/methodology.md, each taken out in a copy of the tree to see its test fail: `make guards`, or
+`python tests/reliability/validity_guards.py [<words>] [<part>/<parts>]`. tests/unit/test_methodology.py checks that each text is in the source."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from reliability import mutations
+from reliability.mutations import SRC, Guard
+
+__all__ = ["VALIDITY"]
+
+FAULTS = "tests/unit/test_faults.py::"
+SESSION = "tests/unit/test_session.py::"
+MERGE = "tests/unit/test_merge.py::"
+AXIS = "tests/unit/test_axis.py::"
+
+VALIDITY = [
+    Guard("durations come from the monotonic clock", SRC + "stages.py", "self._total.end_ns = time.perf_counter_ns()", "self._total.end_ns = int(time.time() * 1e9)",
+          "tests/unit/test_stages.py::test_the_wall_clock_does_not_matter"),
+    Guard("two clocks must agree", SRC + "session/build.py", "codes.append(Code.SUSPECT_CLOCKS)", "pass",
+          FAULTS + "test_clocks_that_disagree_are_suspect[host jumps]"),
+    Guard("gaps are not work", SRC + "session/busy.py", "busy += max(0.0, stop - max(start, last))", "busy = end - begin",
+          "tests/unit/test_busy.py::test_gaps_between_kernels_are_not_work"),
+    Guard("a dear harness is said", SRC + "session/job.py", ", *validity.check_harness(fresh)]", "]",
+          FAULTS + "test_a_dear_harness_is_said"),
+    Guard("closure", SRC + "session/build.py", "codes.append(Code.SUSPECT_RESIDUAL)", "pass",
+          SESSION + "test_time_between_stages_is_a_suspect_residual"),
+    Guard("plain against instrumented, time", SRC + "session/job.py", "*validity.check_plain(measured), ", "",
+          FAULTS + "test_a_hook_that_costs_time_is_invalid"),
+    Guard("plain against instrumented, output", SRC + "session/job.py", "*validity.check_outputs(measured), ", "",
+          FAULTS + "test_a_plain_run_that_says_something_else_is_invalid[float32]"),
+    Guard("plain against instrumented, below float32", SRC + "session/divergence.py", "found.gap > BEYOND * found.bound", "False",
+          FAULTS + "test_a_plain_run_that_says_something_else_is_invalid[bfloat16]"),
+    Guard("a cold first sample", SRC + "session/job.py", "*validity.check_first(fresh), ", "",
+          FAULTS + "test_a_cold_first_sample_names_the_key"),
+    Guard("only noisy samples are repeated", SRC + "session/repeats.py", "return cv(totals_ms) > repeats.target_cv and", "return",
+          SESSION + "test_only_noisy_samples_are_repeated"),
+    Guard("the order is random", SRC + "session/order.py", "    random.Random(seed).shuffle(there)", "    pass",
+          SESSION + "test_order_is_random_seeded_and_independent_of_the_order_given"),
+    Guard("drift over the order", SRC + "session/job.py", ", *validity.check_drift(fresh)]", "]",
+          FAULTS + "test_a_machine_that_slows_down_is_a_drift"),
+    Guard("throttled runs are discarded", SRC + "session/build.py", "codes.append(Code.DISCARDED_THROTTLED)", "pass",
+          FAULTS + "test_throttled_runs_are_discarded_and_counted"),
+    Guard("no accepted sample is INVALID", SRC + "session/job.py", "return found + validity.mark_accepted(outcome.rows)", "return found",
+          FAULTS + "test_a_machine_that_only_throttles_is_invalid_and_has_no_nan"),
+    Guard("clocks that drop", SRC + "session/job.py", "*validity.check_clocks(fresh), ", "",
+          FAULTS + "test_a_clock_that_drops_is_discarded"),
+    Guard("neighbours by pid", SRC + "session/job.py", "pids = monitor.neighbours()", "pids = ()",
+          FAULTS + "test_neighbours_are_named_by_pid"),
+    Guard("what is not shown is said", SRC + "session/job.py", "unseen = monitor.unseen()", "unseen = ()",
+          FAULTS + "test_what_a_gpu_does_not_show_is_said"),
+    Guard("a stage's energy needs a fine counter", SRC + "machine/energy.py", "ENERGY_PERIODS = 20", "ENERGY_PERIODS = 0",
+          FAULTS + "test_a_stage_has_an_energy_only_where_the_counter_can_tell_it"),
+    Guard("load average", SRC + "session/job.py", "load > LOAD_SHARE * max(cores, 1)", "False",
+          FAULTS + "test_a_busy_host_is_said"),
+    Guard("the governor is part of the machine", SRC + "machine/fingerprint.py", '"governor": _sys("scaling_governor")', '"governor": None',
+          FAULTS + "test_another_governor_is_another_machine"),
+    Guard("anchors of one job", SRC + "session/job.py", "        if drift > bound:", "        if False:",
+          FAULTS + "test_an_anchor_that_drifts_marks_the_job"),
+    Guard("anchors of pooled jobs", SRC + "merge/gather.py", "low > 0 and high / low - 1 > bound", "False",
+          MERGE + "test_refuses_gpu_jobs_whose_anchors_differ"),
+    Guard("a resume needs the same machine", SRC + "session/job.py", '"machine": here["digest"], ', "",
+          FAULTS + "test_a_resume_on_another_machine_starts_again_and_says_so"),
+    Guard("studies are not pooled", SRC + "merge/gather.py", "        _refuse(file, str(known.path), difference(known.study, file.study))\n", "",
+          MERGE + "test_refuses_differing_study_fingerprints_and_shows_the_difference"),
+    Guard("machines are kept apart", SRC + "merge/gather.py", 'pl.lit(file.machine_label).alias("machine")', 'pl.lit("one").alias("machine")',
+          MERGE + "test_keeps_machines_apart"),
+    Guard("ids end at EOS", SRC + "session/build.py", 'return "EOS stands before the end"', "return None",
+          FAULTS + "test_ids_past_eos_are_invalid"),
+    Guard("the encoder is counted", SRC + "session/build.py", "codes.append(Code.INVALID_ENCODER_CALLS)", "pass",
+          FAULTS + "test_an_encoder_called_again_is_invalid"),
+    Guard("capped texts are a pool of their own", SRC + "merge/gather.py", '(pl.col("length") != "natural")', "pl.lit(True)",
+          MERGE + "test_capped_runs_stay_out_of_natural_figures"),
+    Guard("pace is a step's, not a token's", SRC + "merge/gather.py", 'pl.when(steps > 1).then(pl.col("decode_ms") / (steps - 1))', 'pl.when(steps > 1).then(pl.col("decode_ms") / steps)',
+          MERGE + "test_unequal_answers_do_not_leak_into_pace"),
+    Guard("durations are paired by sequence", SRC + "merge/axis.py", "_MIN_SEQUENCES = 2", "_MIN_SEQUENCES = 99",
+          AXIS + "test_durations_are_paired_by_sequence_and_have_a_slope"),
+    Guard("the threshold needs the whole interval", SRC + "compare.py", 'r["low"] > 1 + threshold', 'r["ratio"] > 1 + threshold',
+          "tests/unit/test_compare.py::test_exit_code_needs_the_whole_interval"),
+]  # fmt: skip
+
+
+def main() -> int:
+    mutations.GUARDS[:] = VALIDITY
+    return mutations.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())
