@@ -4,7 +4,10 @@
     PYTHONPATH=src python3 benchmarks/engines_packed.py --no-search --schemes int8
 
 Random weights at the shape of LLaVA-1.5's decoder. Limits are from packed bytes (codes, scales) plus the head and the cache.
-Results: a table last, everything in packed.json under $OUT or --output.
+Results: a table last, everything in packed.json under $OUT or --output. docs/results/packed.md is made from it, and from the search's
+packed-search.json beside it, by
+
+    python3 benchmarks/engines_packed.py --report docs/results
 """
 
 from __future__ import annotations
@@ -182,14 +185,60 @@ def scheme_results(scheme: str, search: bool) -> None:
     row(f"{scheme:5} prefill ms: {found['prefill_ms']}")
 
 
+def report(folder: Path) -> None:
+    """packed.md from packed.json and packed-search.json."""
+    ships, searched = (json.loads((folder / name).read_text()) for name in ("packed.json", "packed-search.json"))
+    env, plain = ships["env"], json.loads((folder / "engines.json").read_text())["step"]["as it ships, by capacity"]
+    versions = ", ".join(f"{name} {env[name]}" for name in ("driver", "python", "torch", "triton", "transformers"))
+    command = "PYTHONPATH=src python3 benchmarks/engines_packed.py"
+    lines = [
+        "# The fused step on packed weights",
+        "",
+        f"`packed.json`, {ships['seconds']:.0f} s by `{command} {ships['arguments']}` (commit {ships.get('commit', 'unknown')}).",
+        f"{env['gpu']}, {versions}. Best read {ships['bandwidth']['best_read_gbs']:.0f} GB/s.",
+        "LLaMA-2-7B shape, random weights, batch 1. The limit is of packed bytes: codes, scales, the bf16 head, and the cache.",
+        "bf16's row is of [engines.md](engines.md).",
+        "",
+        "| weights | GB a step | step at 642, ms (share of limit) | at 2078 | prefill of 642, 2078, ms | KL to one forward, max |",
+        "| --- | ---: | ---: | ---: | ---: | ---: |",
+        f"| bf16 | 13.2 | {plain['eventgpt']:.3f} | {plain['video_llava']:.3f} | | |",
+    ]
+    for scheme, found in ships["packed"].items():
+        own = found["as shipped"]
+        steps = " | ".join(f"{ms:.3f} ({found['limit_ms'][name] / ms:.0%})" for name, ms in own["ms"].items())
+        prefill = ", ".join(f"{ms:.1f}" for ms in found["prefill_ms"].values())
+        lines.append(f"| {scheme} | {found['step_bytes'] * 1e-9:.2f} | {steps} | {prefill} | {own['logits']['max_kl']:.1e} |")
+    lines += ["", "## Where a step's time goes", "", "Context 642; each group of kernels alone in a graph, all layers.", ""]
+    lines += ["| weights | kernels | ms | limit |", "| --- | --- | ---: | ---: |"]
+    for scheme, found in ships["packed"].items():
+        for part, ms in found["parts"].items():
+            limit = found["parts_limit"].get(part)
+            lines.append(f"| {scheme} | {part} | {ms:.3f} | {'' if limit is None else f'{limit:.3f}'} |")
+    lines += ["", "## The search for the settings", ""]
+    lines += [f"`packed-search.json`, {searched['seconds']:.0f} s by `{command} {searched['arguments']}` (commit {searched['commit']})."]
+    lines += ["Whole steps at context 642; kind:rows x columns, warps, programs a multiprocessor. The best two and the worst of each.", ""]
+    lines += ["| weights | linear | best | second | worst |", "| --- | --- | --- | --- | --- |"]
+    for scheme, found in searched["packed"].items():
+        for part in PARTS:
+            tried = found[f"search {part}"]
+            picked = " | ".join(f"{tried[at]['how']} {tried[at]['ms']:.3f}" for at in (0, 1, -1))
+            lines.append(f"| {scheme} | {part} | {picked} |")
+    (folder / "packed.md").write_text("\n".join(lines) + "\n")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--schemes", default="int8,int4,nf4")
     parser.add_argument("--budget", type=float, default=200.0, help="seconds after which no new variant is begun")
     parser.add_argument("--no-search", action="store_true", help="the shipped settings only")
     parser.add_argument("--output", default=os.environ.get("OUT", "."))
+    parser.add_argument("--commit", default="unknown", help="what is measured; written into the results")
+    parser.add_argument("--report", type=Path, help="only write packed.md from the JSON files in this folder")
     parser.add_argument("--precompile", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.report:
+        report(arguments.report)
+        return
     if not torch.cuda.is_available():
         sys.exit("no CUDA device: this benchmark measures one. The CPU tests are in tests/unit/test_engines_packed.py.")
     schemes = arguments.schemes.split(",")
@@ -214,7 +263,7 @@ def main() -> None:
             gc.collect()
             torch.cuda.empty_cache()
     finally:
-        RESULTS["seconds"] = time.perf_counter() - BEGAN
+        RESULTS["seconds"], RESULTS["commit"] = time.perf_counter() - BEGAN, arguments.commit
         (Path(arguments.output) / "packed.json").write_text(json.dumps(RESULTS, indent=1, default=str))
         print("\n".join(["=" * 40, *TABLE]))
         for name, failure in RESULTS["failures"].items():
