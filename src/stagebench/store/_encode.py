@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from stagebench.store._format import BULK, ClipRow, one_value, schema
 from stagebench.store._trees import I32, I64, LIST, STRUCT, Struct, decode, encode
 
-__all__ = ["Bytes", "EncodedRow", "RowEncoder", "shift"]
+__all__ = ["Bytes", "EncodedRow", "RowEncoder", "placed"]
 
 Bytes = bytes | memoryview
 
@@ -37,7 +37,7 @@ class EncodedRow:
     fixed: int | None
     """Bytes of every value of the pixel column it was made for; None for one that takes any size."""
     group: Struct
-    """RowGroup of parquet.thrift, for one use: to be shifted to the row's place."""
+    """RowGroup of parquet.thrift, for one use: see `placed`."""
     pieces: tuple[tuple[Bytes, bool], ...]
     """The bytes in order, and whether they are the payload of a bulk column."""
     raw_bytes: int
@@ -66,7 +66,7 @@ class RowEncoder:
         data = self._file(target, row.table(target))
         footer, end = _footer(data)
         group: Struct = footer[4][1][1][0]
-        shift(group, -_MAGIC)
+        _shift(group, -_MAGIC)
         if self._raw_events:
             return EncodedRow(row, None, group, tuple(_split(data, group, end)), 0)
         header, page, chunk, raw = self._page(row, fixed)
@@ -77,8 +77,8 @@ class RowEncoder:
         chunks.append(chunk)
         return EncodedRow(row, fixed, group, ((data[_MAGIC:end] + header, False), *((part, True) for part in page)), raw)
 
-    def footer(self, fixed: int | None, groups: Sequence[Struct], metadata: Mapping[str, str]) -> bytes:
-        """FileMetaData of parquet.thrift."""
+    def footer(self, fixed: int | None, groups: Sequence[bytes], metadata: Mapping[str, str]) -> bytes:
+        """FileMetaData of parquet.thrift. groups: as `placed` gives them."""
         target = schema(self._kind, raw_events=self._raw_events, fixed=fixed)
         footer, _ = _footer(self._file(target, None, metadata))
         footer[3] = (I64, len(groups))
@@ -162,8 +162,13 @@ class RowEncoder:
         return sink.getvalue().to_pybytes()
 
 
-def shift(group: Struct, by: int) -> None:
-    """Move a row group by so many bytes."""
+def placed(group: Struct, at: int) -> bytes:
+    """RowGroup of a row whose first byte stands at `at` of the file. The tree is used up."""
+    _shift(group, at)
+    return encode(group)
+
+
+def _shift(group: Struct, by: int) -> None:
     group[5] = (I64, group[5][1] + by)  # RowGroup.file_offset
     for chunk in group[1][1][1]:
         meta = chunk[3][1]

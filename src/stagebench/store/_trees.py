@@ -36,7 +36,7 @@ def decode(data: bytes, at: int = 0) -> tuple[Struct, int]:
 
 
 def encode(struct: Struct) -> bytes:
-    """The bytes of a struct, its fields in the order of their numbers."""
+    """The bytes of a struct, its fields in the order of their numbers. A struct within it may be given as its bytes."""
     out = bytearray()
     _put_struct(out, struct)
     return bytes(out)
@@ -102,7 +102,10 @@ def _put(out: bytearray, kind: int, value: Any) -> None:
         _put_varint(out, len(value))
         out += value
     elif kind == STRUCT:
-        _put_struct(out, value)
+        if isinstance(value, bytes):
+            out += value
+        else:
+            _put_struct(out, value)
     elif kind == LIST:
         inner, values = value
         if len(values) < 15:

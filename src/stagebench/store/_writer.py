@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import functools
 import json
 import os
 import secrets
@@ -18,11 +19,10 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from stagebench.errors import StoreError
-from stagebench.store._encode import Bytes, EncodedRow, RowEncoder, shift
+from stagebench.store._encode import Bytes, EncodedRow, RowEncoder, placed
 from stagebench.store._flush import Flusher
 from stagebench.store._format import FORMAT_VERSION, MAX_PIXELS, ClipRow, RowMeta, holds_raw_events
 from stagebench.store._seal import BODY_KEY, SEAL_KEY, UNSEALED, Structure, sealed
-from stagebench.store._trees import Struct
 
 __all__ = ["ShardWriter"]
 
@@ -76,7 +76,7 @@ class ShardWriter:
     def _begin(self) -> None:
         """An empty file."""
         self._at = 0
-        self._groups: list[Struct] = []
+        self._groups: list[bytes] = []
         self._placed: list[_Placed] = []
         self._structure = Structure()
 
@@ -146,8 +146,7 @@ class ShardWriter:
         if encoded is None or encoded.fixed != self._fixed:
             encoded = self._encoder.encode(row, self._fixed)
         at = self._at
-        shift(encoded.group, at)
-        self._groups.append(encoded.group)
+        self._groups.append(placed(encoded.group, at))
         bulk = sum(len(piece) for piece, is_bulk in encoded.pieces if is_bulk)
         self._placed.append(_Placed(row.meta, at + encoded.nbytes - bulk, bulk, encoded.raw_bytes))
         for piece, is_bulk in encoded.pieces:
@@ -184,13 +183,13 @@ class ShardWriter:
     def _loosen(self) -> None:
         """A clip of another size: write the rows so far again, with a column that takes any size."""
         self._written()
-        old, fd, placed, fixed = self._temp, self._fd, self._placed, self._fixed
+        old, fd, earlier, fixed = self._temp, self._fd, self._placed, self._fixed
         flusher, self._flusher = self._flusher, None
         self._temp, self._fd = None, -1
         try:
             self._new_temp()
             self._fixed = None
-            for row in placed:
+            for row in earlier:
                 pixels = None
                 if row.meta.ok:
                     pixels = self._encoder.pixels(os.pread(fd, row.size, row.page), row.raw_size, fixed)
@@ -299,6 +298,7 @@ def _json(value: Any) -> str:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=True, allow_nan=False)
 
 
+@functools.cache
 def _version(name: str) -> str:
     try:
         return version(name)
