@@ -24,6 +24,8 @@ __all__ = ["READERS", "Broken", "Reader"]
 
 # ---- event files
 
+SENSOR = (480, 640)
+
 NPY_TOKENS = (
     b"cos\nsystem\n",
     b"\x93",
@@ -65,6 +67,7 @@ def _npy_seeds() -> tuple[bytes, ...]:
 
 
 def _read_npy(data: bytes) -> object:
+    from stagebench.render import event_codes, voxel_grid
     from stagebench.sources.events import read_events
     from stagebench.sources.safe_npy import load_events_dict
 
@@ -76,6 +79,8 @@ def _read_npy(data: bytes) -> object:
     events = read_events(path)
     if not len(events.x) == len(events.y) == len(events.p) == len(events.t):
         raise Broken("columns of differing lengths")
+    event_codes(events, parts=2, sensor=SENSOR)  # compiled code that looks at no bounds: what is beyond the sensor must not reach it
+    voxel_grid(events, 3, SENSOR)
     return events
 
 

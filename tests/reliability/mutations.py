@@ -1,7 +1,8 @@
 # ruff: noqa: E501 - source text is quoted as it stands
 """Take each guard out, in a copy of the tree, and see its test fail: `make guards`, or `python tests/reliability/mutations.py [<words>] [<part>/<parts>]`.
 
-A guard is a piece of source (file, text) and what stands there when it is gone. A test that still passes then guards nothing.
+A guard is a piece of source (file, text) and what stands there when it is gone. A test that still passes then guards nothing; nor does
+one that fails with the guard in its place, which is looked at first.
 docs/reliability.md shows the outcome. test_guards.py checks that each text is still in the source.
 """
 
@@ -36,6 +37,8 @@ GUARDS = [
           "tests/reliability/test_kills.py::test_extraction_killed_at_20_random_moments"),
     Guard("litter of killed writers is swept", SRC + "store/_writer.py", "            self._sweep()\n", "",
           "tests/reliability/test_kills.py::test_extraction_killed_at_20_random_moments"),
+    Guard("what a killed Snakemake left is made again", "profiles/default/profile.yaml", "rerun-incomplete: true", "rerun-incomplete: false",
+          "tests/reliability/test_kills.py::test_snakemake_killed_and_interrupted"),
     Guard("finished samples are journaled", SRC + "session/core.py", "journal.append(group.key, rows)", "pass",
           "tests/unit/test_session.py::test_resume_measures_the_rest_only"),
     Guard("a resumed job says so", SRC + "session/job.py", "    Code.RESUMED,\n", "",
@@ -57,6 +60,38 @@ GUARDS = [
     Guard("page checksums of pixels are checked", SRC + "store/_reader.py",
           "_seal.check_payloads(self._fd, [c for c in chunks if c.bulk and c.row in wanted], self.clips, self.path, threads)", "pass",
           "tests/unit/test_store.py::test_every_one_of_400_flipped_bits_is_found"),
+    Guard("a shard's columns are of the format's types", SRC + "store/_reader.py", "if not found.equals(expected):", "if False:",
+          "tests/unit/test_store.py::test_wrong_shape_or_type_is_refused_expected_against_found"),
+    Guard("a clip's page holds what its row says", SRC + "store/_reader.py",
+          "if len(pages) != 1 or pages[0].num_values != 1 or not pages[0].plain or pages[0].raw_size != expected:", "if False:",
+          "tests/unit/test_store.py::test_wrong_shape_or_type_is_refused_expected_against_found"),
+    Guard("pyarrow is not asked about single columns", SRC + "store/_reader.py", "            self._metadata = self._parquet.metadata\n",
+          "            self._metadata = self._parquet.metadata\n"
+          "            [self._metadata.row_group(r).column(c) for r in range(self._metadata.num_row_groups) for c in range(3)]\n",
+          "tests/reliability/test_forged.py::test_forged_footers_are_refused_and_end_no_process"),
+    Guard("a footer's columns lie inside the file", SRC + "store/_footer.py", "if not 4 <= begin <= begin + size <= body:", "if False:",
+          "tests/reliability/test_forged.py::test_forged_footers_are_refused_and_end_no_process"),
+    Guard("a footer names no other file", SRC + "store/_footer.py", ", refused=(1, 8, 9))", ")",
+          "tests/reliability/test_forged.py::test_forged_footers_are_refused_and_end_no_process"),
+    Guard("a footer is nested no deeper than Parquet's", SRC + "store/_compact.py", "if depth > _MAX_DEPTH:", "if False:",
+          "tests/reliability/test_forged.py::test_forged_footers_are_refused_and_end_no_process"),
+    Guard("row groups are the schema's columns", SRC + "store/_reader.py",
+          "if [(c.row, c.name) for c in self._columns] != [(row, name) for row in range(len(self.clips)) for name in expected.names]:", "if False:",
+          "tests/reliability/test_forged.py::test_forged_footers_are_refused_and_end_no_process"),
+    Guard("a shard has a row for each clip", SRC + "store/_reader.py", "if len(table) != len(self.clips):", "if False:",
+          "tests/reliability/test_forged.py::test_a_shard_of_fewer_rows_than_it_names"),
+    Guard("a row claims frames that fit", SRC + "store/_reader.py", "if not 0 <= count <= _MAX_FRAMES:", "if False:",
+          "tests/reliability/test_forged.py::test_a_row_that_claims_more_frames_than_fit_in_memory"),
+    Guard("a shard's text is text", SRC + "store/_reader.py", "except (OSError, pa.ArrowException, UnicodeDecodeError) as error:",
+          "except (OSError, pa.ArrowException) as error:", "tests/reliability/test_forged.py::test_a_text_of_a_shard_that_is_no_text"),
+    Guard("timing rows are checked whole", SRC + "merge/gather.py", "        table.validate(full=True)  # polars takes offsets and UTF-8 on trust\n", "",
+          "tests/reliability/test_forged.py::test_rows_with_text_that_is_no_text"),
+    Guard("timing rows are taken under our schema", SRC + "merge/gather.py", "        table = pa.Table.from_arrays(table.columns, schema=SCHEMA)\n", "",
+          "tests/reliability/test_forged.py::test_rows_with_metadata_that_is_no_text"),
+    Guard("merged rows of strangers are checked whole", SRC + "compare.py", "        table.validate(full=True)  # polars takes offsets and UTF-8 on trust\n", "",
+          "tests/reliability/test_forged.py::test_a_strangers_merged_rows"),
+    Guard("merged rows of strangers are taken under our schema", SRC + "compare.py", "table = table.select(known.names).cast(known)", "table = table.select(known.names)",
+          "tests/reliability/test_forged.py::test_a_strangers_merged_rows"),
     Guard("damaged frames are refused", SRC + "sources/_pixels.py", "if frame.is_corrupt:", "if False:",
           "tests/unit/test_video_refused.py"),
     Guard("caps on what a video decodes to", SRC + "sources/_request.py",
@@ -64,6 +99,15 @@ GUARDS = [
           "tests/unit/test_video_refused.py::test_limits_are_kept_before_a_frame_is_decoded"),
     Guard("cap on a frame's size", SRC + "sources/_request.py", "if width * height > self.limits.frame_pixels:", "if False:",
           "tests/unit/test_video_refused.py::test_limits_are_kept_before_a_frame_is_decoded"),
+    Guard("rotation is applied", SRC + "sources/_pixels.py",
+          "turns = [graph.add(name, args or None) for name, args in _ORIENTATIONS[properties.orientation]]", "turns: list[FilterContext] = []",
+          "tests/unit/test_video.py::test_rotation_policies"),
+    Guard("rotation is refused where it is to be", SRC + "sources/_pixels.py", 'if self._request.rotation == "refuse":', "if False:",
+          "tests/unit/test_video.py::test_rotation_policies"),
+    Guard("odd angles are refused", SRC + "sources/_pixels.py", "if not right_angle:", "if False:",
+          "tests/unit/test_video_refused.py::test_bad_files_are_refused_with_the_reason"),
+    Guard("a change of size is refused", SRC + "sources/_pixels.py", "elif size != self._size:", "elif False:",
+          "tests/unit/test_video_refused.py::test_bad_files_are_refused_with_the_reason"),
     Guard("too many failed clips fail the shard", SRC + "extract.py", "if len(failed) > allowed:", "if False:",
           "tests/unit/test_extract.py::test_too_many_failures_fail_the_job_and_leave_nothing"),
     Guard("a declared length is held against the file's size", SRC + "sources/safe_npy.py", "if expected != held:", "if False:",
@@ -86,12 +130,22 @@ GUARDS = [
           "except (OSError, ValueError) as error:", "tests/reliability/test_hostile_files.py::test_json_attacks"),
     Guard("deep JSON in a timing file", SRC + "merge/gather.py", "except (KeyError, ValueError, RecursionError) as error:",
           "except (KeyError, ValueError) as error:", "tests/reliability/test_hostile_files.py::test_a_timing_file_with_deep_metadata"),
+    Guard("files have a size bound", SRC + "files.py", "if len(data) > limit:", "if False:",
+          "tests/reliability/test_hostile_files.py::test_a_gibibyte_is_refused_before_it_is_read"),
+    Guard("no more than the bound is read", SRC + "files.py", "data = file.read(limit + 1)", "data = file.read()",
+          "tests/reliability/test_hostile_files.py::test_a_gibibyte_is_refused_before_it_is_read"),
+    Guard("what PyYAML fails at is an error of ours", SRC + "config.py", "        except Exception as error:  # PyYAML", "        except (OSError, yaml.YAMLError) as error:  # PyYAML",
+          "tests/reliability/test_hostile_files.py::test_yaml_attacks"),
+    Guard("what was found is shown in short", SRC + "config.py", "reprlib.repr(found)", "repr(found)[:10**9]",
+          "tests/reliability/test_hostile_files.py::test_yaml_attacks"),
     Guard("settings are finite", SRC + "config.py", "allow_inf_nan=False", "allow_inf_nan=True",
           "tests/reliability/test_hostile_files.py::test_settings_are_finite"),
     Guard("auto_map is refused", SRC + "models/_weights.py", 'if "auto_map" in read_json(path):', "if False:",
           "tests/unit/test_models_weights.py::test_auto_map_is_refused"),
     Guard("trust_remote_code stays off", SRC + "models/_weights.py", "trust_remote_code=False", "trust_remote_code=True",
           "tests/reliability/test_code_execution.py::test_switches_that_allow_code"),
+    Guard("a missing or misshapen weight is refused", SRC + "models/_weights.py",
+          'for key in ("missing_keys", "mismatched_keys")}', "for key in ()}", "tests/unit/test_parity.py::test_missing_weight_is_an_error"),
     Guard("out of memory is a row", SRC + "session/run.py", "        status, reason = Status.OOM, _one_line(error)\n    except Exception",
           "        raise\n    except Exception", "tests/unit/test_session.py::test_oom_is_a_row_and_the_job_goes_on"),
     Guard("NaN logits are a status", SRC + "session/run.py", "status, reason = Status.NAN,", "reason =",
@@ -149,17 +203,21 @@ def main() -> int:
     part, parts = next((map(int, word.split("/")) for word in sys.argv[1:] if "/" in word), (1, 1))
     chosen = [g for g in GUARDS if not words or any(word in g.what or word in g.test for word in words)][part - 1 :: parts]
     useless = 0
+    whole_passes: dict[str, bool] = {}
     with tempfile.TemporaryDirectory() as folder:
         tree = copy(Path(folder))
         for guard in chosen:
+            if guard.test not in whole_passes:
+                whole_passes[guard.test] = run(tree, guard.test)
             path = tree / guard.file
             whole = path.read_text(encoding="utf-8")
             begin = time.monotonic()
             path.write_text(whole.replace(guard.text, guard.gone), encoding="utf-8")
             passed = run(tree, guard.test)
             path.write_text(whole, encoding="utf-8")
-            useless += passed
-            sys.stdout.write(f"{'STILL PASSES' if passed else 'fails'}\t{guard.what}\t{guard.test}\t{time.monotonic() - begin:.0f} s\n")
+            useless += passed or not whole_passes[guard.test]
+            outcome = "STILL PASSES" if passed else "fails" if whole_passes[guard.test] else "FAILS ANYWAY"
+            sys.stdout.write(f"{outcome}\t{guard.what}\t{guard.test}\t{time.monotonic() - begin:.0f} s\n")
             sys.stdout.flush()
     sys.stdout.write(f"{len(chosen) - useless} of {len(chosen)} guards: the test fails when the guard is gone\n")
     return int(useless > 0)

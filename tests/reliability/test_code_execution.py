@@ -1,6 +1,8 @@
 """What could run code from a file, or open the network, is used nowhere in the library; what tells durations is no wall clock."""
 
 import ast
+import re
+import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -76,3 +78,23 @@ def test_durations_come_from_no_wall_clock(repo: Path) -> None:
         if called in WALL_CLOCK
     ]
     assert not wrong
+
+
+def test_every_dependency_is_audited(repo: Path) -> None:
+    """SECURITY.md says of each what it parses and what it could run; those of development and documentation see nothing of a stranger's."""
+    project = tomllib.loads((repo / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = project["optional-dependencies"]
+    stated = [*project["dependencies"], *(line for name in extras if name not in ("dev", "docs", "all") for line in extras[name])]
+    names = {re.split(r"[\s<>=!~\[;]", line)[0] for line in stated}
+    table = (repo / "SECURITY.md").read_text(encoding="utf-8").partition("## Dependencies")[2]
+    audited = " ".join(line.split("|")[1] for line in table.splitlines() if line.startswith("|"))
+    assert len(names) > 20
+    assert not [name for name in sorted(names) if not re.search(rf"(?<![\w-]){re.escape(name)}(?![\w-])", audited)]
+
+
+def test_no_compiled_code_is_kept_as_pickles(repo: Path) -> None:
+    """numba's cache on disk is pickles beside the source or in NUMBA_CACHE_DIR."""
+    jit = [node for _, path in files(repo) for called, node in calls(path) if called.split(".")[-1] in ("njit", "jit", "vectorize")]
+    ours = [node for node in jit if "numba" in ast.unparse(node.func)]
+    assert ours
+    assert not [node.lineno for node in ours for given in node.keywords if given.arg == "cache"]
