@@ -15,7 +15,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -45,16 +44,19 @@ class Cost:
 
 
 def measured(command: list[str], folder: Path) -> Cost:
-    """Run it in the folder. peak_mib is that of the largest process since the start of this one, so small runs come first."""
-    before, begin = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
+    """Run it in the folder. cpu_s and peak_mib are those of this process and of what it waited for."""
+    begin = time.perf_counter()
     env = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=env)
-    wall = time.perf_counter() - begin
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    if done.returncode:
-        raise SystemExit((done.stdout + done.stderr)[-3000:])
-    cpu = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    return Cost(cpu, wall, after.ru_maxrss / 1024, done.stdout + done.stderr)
+    with tempfile.TemporaryFile("w+") as output:
+        process = subprocess.Popen(command, cwd=folder, stdout=output, stderr=subprocess.STDOUT, text=True, env=env)
+        _, status, used = os.wait4(process.pid, 0)
+        wall = time.perf_counter() - begin
+        output.seek(0)
+        text = output.read()
+    process.returncode = os.waitstatus_to_exitcode(status)
+    if process.returncode:
+        raise SystemExit(text[-3000:])
+    return Cost(used.ru_utime + used.ru_stime, wall, used.ru_maxrss / 1024, text)
 
 
 def clip_name(n: int) -> str:

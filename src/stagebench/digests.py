@@ -31,6 +31,8 @@ Progress = Callable[[int, int], None]
 # A file as young as the filesystem's clock is coarse can change again without a trace in its times: it is hashed again next time.
 SETTLED_NS = 2_000_000_000
 KEEP_DAYS = 90
+BATCH = 4096
+"""Files that are handed to the hashing threads at a time."""
 WAIT_S = 10.0
 
 
@@ -115,14 +117,15 @@ class DigestIndex:
     ) -> None:
         """Hash what is not known, and remember it."""
         with ThreadPoolExecutor(max(1, threads)) as pool:
-            for done, ((path, stamp), (value, settled)) in enumerate(
-                zip(fresh, pool.map(lambda item: _hash(root / item[0], item[1]), fresh), strict=True), 1
-            ):
-                digest[path] = value
-                if settled:
-                    self._known[stamp], self._seen[stamp], self._dirty = value, today, True
-                if progress is not None:
-                    progress(done, len(fresh))
+            for begin in range(0, len(fresh), BATCH):  # a pool takes all that it is given at once, in a future each
+                batch = fresh[begin : begin + BATCH]
+                hashed = pool.map(lambda item: _hash(root / item[0], item[1]), batch)
+                for done, ((path, stamp), (value, settled)) in enumerate(zip(batch, hashed, strict=True), begin + 1):
+                    digest[path] = value
+                    if settled:
+                        self._known[stamp], self._seen[stamp], self._dirty = value, today, True
+                    if progress is not None:
+                        progress(done, len(fresh))
 
     def _load(self) -> None:
         import pyarrow as pa

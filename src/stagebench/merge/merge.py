@@ -34,6 +34,7 @@ from stagebench.merge.layout import COLUMNS, NOTES, TITLES, layout
 from stagebench.merge.legacy import legacy_entries, write_legacy
 from stagebench.merge.summary import build_summary, write_summary
 from stagebench.merge.validity import Finding, StudyVerdict, failure_rows, judge, read_verifications
+from stagebench.rows import Code
 from stagebench.tables import Table, build_table, write_table
 
 __all__ = ["MergeReport", "merge"]
@@ -79,6 +80,8 @@ def merge(plan: PlanLike, results: Path) -> MergeReport:
     random = [name for name, model in config.models.items() if model.weights.startswith("dummy:")]
     if random:
         header.append(f"Random weights: {', '.join(random)}. Latency of the shape is real, what is said is not.")
+    if not config.timing.exclusive:
+        header.append(f"Jobs may have run side by side (timing.exclusive: false, {Code.WARN_SIDE_BY_SIDE.value}).")
     tokenizers = _tokenizers(gathered)
     tables = _tables(found, plan, gathered, timings, tokenizers)
     files: dict[str, Path] = {"timings.parquet": timings}
