@@ -64,6 +64,7 @@ def _sparse(path: Path) -> Path:
 
 LARGE: dict[str, tuple[str, Callable[[Path], object]]] = {
     "summary": ("summary.json", lambda path: compare_results(path.parent, path.parent)),
+    "summary, reported": ("summary.json", lambda path: write_report(path.parent)),
     "checkpoint's config": ("config.json", lambda path: checkpoint_folder(str(path.parent))),
     "configuration": ("config.yaml", load_config),
     "proof": ("verify/m.json", lambda path: read_verifications(path.parents[1], ["verify/m.json"])),

@@ -14,8 +14,8 @@ import polars as pl
 import vl_convert
 
 from stagebench.errors import MergeError
-from stagebench.files import whole_file
-from stagebench.merge.analysis import groups
+from stagebench.files import bounded_text, whole_file
+from stagebench.merge.analysis import CAPPED_POOL, groups
 from stagebench.report.answers import answers
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES, Study
@@ -23,6 +23,8 @@ from stagebench.report.machine_figures import MACHINE_FIGURES
 from stagebench.tables import Table, cell, read_table
 
 __all__ = ["write_report"]
+
+MAX_SUMMARY_BYTES = 256 << 20
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +74,7 @@ def write_report(results: Path, *, title: str | None = None) -> Path:
 
 def _read(results: Path) -> Study:
     try:
-        summary = json.loads((results / "summary.json").read_text(encoding="utf-8"))
+        summary = json.loads(bounded_text(results / "summary.json", MAX_SUMMARY_BYTES))
         if not isinstance(summary, dict):
             raise ValueError(f"a JSON {type(summary).__name__}, expected an object")
     except (OSError, ValueError, RecursionError) as error:
@@ -137,14 +139,22 @@ def _draw(chart: Any, name: str, results: Path) -> markupsafe.Markup:
 def _headline(study: Study) -> list[dict[str, Any]]:
     """The total's ratio of each pair, natural and equal length side by side."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
+    cap = study.summary["config"]["timing"]["max_new_tokens"]
     for row in study.tables["comparison"].frame.to_dicts():
         if row["metric"] != "total":
             continue
         key = tuple(str(row[k]) for k in ("machine", "dataset", "model", "variant", "reference"))
         card = found.setdefault(key, {"model": study.series(row), "reference": row["reference"], "dataset": row["dataset"], "ratios": []})
         printed = {k: cell(k, row[k]) for k in ("n", "ratio", "low", "high", "speedup", "median", "reference_median")}
-        equal = "equal length, " + row["length"] + " tokens" if row["length"].isdigit() else row["length"] + " length"
-        card["ratios"].append({"none": not row["n"]} | printed | {"verdict": row["verdict"], "length": equal})
+        if row["length"].isdigit():
+            length = f"equal length, {row['length']} tokens"
+        else:
+            length = f"natural length, capped at {cap} tokens" if row["length"] == CAPPED_POOL else f"{row['length']} length"
+        card["ratios"].append({"none": not row["n"]} | printed | {"verdict": row["verdict"], "length": length})
+    for card in found.values():
+        # where every answer met the cap, its own entry says so, and an empty one beside it only takes its place
+        capped = any("capped" in r["length"] and not r["none"] for r in card["ratios"])
+        card["ratios"] = [r for r in card["ratios"] if not (capped and r["none"])]
     return list(found.values())
 
 
