@@ -135,10 +135,7 @@ def scheme_results(scheme: str, search: bool) -> None:
     best = short.step.config
 
     def note(label: str, config: Any) -> None:
-        times = {
-            name: attempt(f"{scheme} {label} {name}", step_ms, s, dataclasses.replace(config, block_s=s.step.config.block_s))
-            for name, s in sessions.items()
-        }
+        times = {name: attempt(f"{scheme} {label} {name}", step_ms, s, config) for name, s in sessions.items()}
         right = attempt(f"{scheme} {label} logits", lambda: compare_logits(plain, step_logits(short, config, token)))
         found[label] = {"ms": times, "config": {f.name: str(getattr(config, f.name)) for f in dataclasses.fields(config)}}
         found[label]["logits"] = dataclasses.asdict(right) if right else None

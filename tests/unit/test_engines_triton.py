@@ -152,9 +152,9 @@ def test_selection_marks_nan_and_stops_at_eos() -> None:
 
 def test_settings_follow_batch_width_and_capacity() -> None:
     """What won on an H200: docs/engines.md."""
-    seven = StepConfig.for_batch(1, pdl=True, hidden=4096, capacity=768)
+    seven = StepConfig.for_batch(1, pdl=True, hidden=4096)
     assert [getattr(seven, name).kind for name in ("qkv", "out", "gate_up", "down", "head")] == ["persistent"] * 3 + ["rows"] * 2
-    assert (seven.block_s, StepConfig.for_batch(1, pdl=True, capacity=2304).block_s) == (64, 128)
+    assert (seven.block_s, seven.attention_warps) == (32, 2)
     assert default_splits(768, 32, 132) == default_splits(2304, 32, 132) == 16
     assert StepConfig.for_batch(1, pdl=True, hidden=5120).qkv.kind == "rows"  # 13B: no power of two
     assert {getattr(StepConfig.for_batch(2, pdl=True), name).kind for name in ("qkv", "out", "gate_up", "down", "head")} == {"cublas"}

@@ -49,39 +49,44 @@ def attend(
     d = tl.arange(0, D)
     partner = tl.where(d < HALF, d + HALF, d - HALF)
     sign = tl.where(d < HALF, -1.0, 1.0)
-    if PDL:
-        gdc_wait()
-        gdc_launch_dependents()
+    # What follows was written a step ago, so it is read while the predecessor (QKV) still runs: only qkv is new.
     slot = tl.load(slot_at + b).to(tl.int32)
     start = tl.load(start_at + b).to(tl.int32)
     position = tl.load(position_at + b).to(tl.int32)
     c = tl.load(cos + position * HALF + d % HALF)
     s = tl.load(sin + position * HALF + d % HALF)
     g = h // GROUP
-    row = qkv + b * (H + 2 * G) * D
-    q = tl.load(row + h * D + d).to(tl.float32)
-    q_partner = tl.load(row + h * D + partner).to(tl.float32)
-    q = (q * c + sign * q_partner * s) * scale
     base = (b * G + g).to(tl.int64) * capacity * D
     chunk = tl.cdiv(slot - start, SPLITS)
     low = start + split * chunk
     high = tl.minimum(low + chunk, slot)
+    at = low + tl.arange(0, BLOCK_S)
+    where = base + at[:, None] * D + d[None, :]
+    k = tl.load(keys + where, mask=(at < high)[:, None], other=0.0)
+    v = tl.load(values + where, mask=(at < high)[:, None], other=0.0)
+    if PDL:
+        gdc_wait()
+        gdc_launch_dependents()
+    row = qkv + b * (H + 2 * G) * D
+    q = tl.load(row + h * D + d).to(tl.float32)
+    q_partner = tl.load(row + h * D + partner).to(tl.float32)
+    q = (q * c + sign * q_partner * s) * scale
     top = -float("inf")
     total = 0.0
     acc = tl.zeros((D,), tl.float32)
     for first in tl.range(low, high, BLOCK_S):
-        at = first + tl.arange(0, BLOCK_S)
-        ok = at < high
-        where = base + at[:, None] * D + d[None, :]
-        k = tl.load(keys + where, mask=ok[:, None], other=0.0).to(tl.float32)
-        v = tl.load(values + where, mask=ok[:, None], other=0.0).to(tl.float32)
-        score = tl.where(ok, tl.sum(k * q[None, :], 1), -float("inf"))
+        ok = first + tl.arange(0, BLOCK_S) < high
+        score = tl.where(ok, tl.sum(k.to(tl.float32) * q[None, :], 1), -float("inf"))
         top_new = tl.maximum(top, tl.max(score, 0))
         p = tl.exp2(score - top_new)
         shrink = tl.exp2(top - top_new)
-        acc = acc * shrink + tl.sum(p[:, None] * v, 0)
+        acc = acc * shrink + tl.sum(p[:, None] * v.to(tl.float32), 0)
         total = total * shrink + tl.sum(p, 0)
         top = top_new
+        at = first + BLOCK_S + tl.arange(0, BLOCK_S)
+        where = base + at[:, None] * D + d[None, :]
+        k = tl.load(keys + where, mask=(at < high)[:, None], other=0.0)
+        v = tl.load(values + where, mask=(at < high)[:, None], other=0.0)
     if split == SPLITS - 1:  # the new token itself: not in the cache yet, so taken from registers and written by the way
         k_row = row + (H + g) * D
         k_new = tl.load(k_row + d).to(tl.float32) * c + sign * tl.load(k_row + partner).to(tl.float32) * s

@@ -52,35 +52,31 @@ class StepConfig:
     head: Linear = field(default_factory=Linear)
     splits: int | None = None
     """Programs that share one head's context; by default from capacity and batch."""
-    block_s: int = 64
-    attention_warps: int = 4
+    block_s: int = 32
+    attention_warps: int = 2
     pdl: bool = True
     """Programmatic dependent launch (compute capability 9.0 and up)."""
 
     @classmethod
-    def for_batch(
-        cls, batch: int, *, pdl: bool, hidden: int = _WIDEST, capacity: int = 1024, packed: type[PackedLinear] | None = None
-    ) -> StepConfig:
-        """The settings that won on an H200 (docs/engines.md), for this batch, width, cache capacity and kind of packed weights.
+    def for_batch(cls, batch: int, *, pdl: bool, hidden: int = _WIDEST, packed: type[PackedLinear] | None = None) -> StepConfig:
+        """The settings that won on an H200 (docs/engines.md), for this batch, width and kind of packed weights.
 
         One sample: our matrix-vector kernels. More: cuBLAS, which was faster than our skinny product at every batch.
         """
-        block_s = 64 if capacity <= 1024 else 128
         if batch > 1:
-            return cls(_LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, block_s=block_s, pdl=pdl)
+            return cls(_LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, _LIBRARY, pdl=pdl)
         head = Linear("rows", 2, 4096, 4, 0)
         if packed is not None:
-            return cls(*_PACKED[packed], head, block_s=block_s, pdl=pdl)
+            return cls(*_PACKED[packed], head, pdl=pdl)
         rows = Linear("rows", 4, 1024, 4, 0)
         if hidden > _WIDEST or hidden & (hidden - 1):  # a row does not fill a power of two of registers
-            return cls(qkv=rows, out=rows, gate_up=Linear("rows", 2, 1024, 4, 0), down=rows, head=rows, block_s=block_s, pdl=pdl)
+            return cls(qkv=rows, out=rows, gate_up=Linear("rows", 2, 1024, 4, 0), down=rows, head=rows, pdl=pdl)
         return cls(
             qkv=Linear("persistent", 4, 0, 8, 2),
             out=Linear("persistent", 4, 0, 8, 2),
             gate_up=Linear("persistent", 2, 0, 8, 2),
             down=rows,
             head=head,
-            block_s=block_s,
             pdl=pdl,
         )
 

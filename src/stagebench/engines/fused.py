@@ -46,7 +46,7 @@ class FusedSession(Session):
                 cos,
                 sin,
                 None if self.decoding.temperature <= 0 else self._choose_next,
-                config or StepConfig.for_batch(state.batch, pdl=pdl, hidden=weights.hidden, capacity=state.capacity, packed=weights.packed),
+                config or StepConfig.for_batch(state.batch, pdl=pdl, hidden=weights.hidden, packed=weights.packed),
                 self.flag.publish,
             )
         else:
