@@ -4,6 +4,8 @@ import logging
 import os
 import random
 import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,3 +96,14 @@ def test_the_harness_outlives_what_it_finds(tmp_path: Path, monkeypatch: pytest.
     assert capsys.readouterr().out.startswith("rough: 60 inputs")
     kept = {int(path.name.split("-")[2]) for path in tmp_path.glob("rough-0-*") if path.suffix != ".txt"}
     assert kept == {number for number, what in enumerate(wanted) if what < 4}
+
+
+@pytest.mark.parametrize("name", ["npy", "index", "config"])
+def test_coverage_guided(name: str, repo: Path) -> None:
+    """The target starts, reaches code beyond its seeds' first bytes, and finds nothing in a few hundred inputs."""
+    pytest.importorskip("atheris", reason="atheris is not installed: pip install -r tests/fuzz/requirements.txt")
+    done = subprocess.run(
+        [sys.executable, "-m", "fuzz.guided", name, "-runs=300", "-seed=1"], cwd=repo / "tests", capture_output=True, text=True, timeout=600
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert int(done.stderr.rpartition("cov: ")[2].split()[0]) > 50
