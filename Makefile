@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 FUZZ_INPUTS ?= 1000000
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test lint format unit workflow bench peers fuzz guards test-cluster test-browser docs clean
+.PHONY: help demo test lint format unit workflow bench peers fuzz guards test-cluster test-browser screenshots docs clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -92,6 +92,10 @@ test-browser: $(VENV)/.stamp ## the report in a real browser
 	command -v chromium >/dev/null || [ "$$(id -u)" != 0 ] || (apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium fonts-liberation)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt playwright
 	$(BIN)/python -m pytest tests/browser -q -rs
+
+REPORT ?= results/demo/report.html
+screenshots: $(VENV)/.stamp ## docs/assets again, from REPORT (after make test-browser, which installs Chromium's driver)
+	$(BIN)/python tests/browser/screenshots.py --report $(REPORT)
 
 clean: ## remove what the pipeline made (not .venv)
 	rm -rf results cache resources/demo .snakemake

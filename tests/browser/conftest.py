@@ -47,33 +47,14 @@ def axe(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 @pytest.fixture(scope="session")
 def report(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study with all that a report can show: two variants, device readings, failures, pictures. STAGEBENCH_REPORT takes another's."""
+    """A study with all that a report can show: engines, device readings, failures, pictures. STAGEBENCH_REPORT takes another's."""
     if given := os.environ.get("STAGEBENCH_REPORT"):
         return Path(given)
-    from factories import make_study
-    from pictures import write_pictures
-    from stagebench.merge import merge
+    from h200_study import h200_study
     from stagebench.report import write_report
 
     folder = tmp_path_factory.mktemp("study")
-
-    def edit(row: dict[str, Any]) -> dict[str, Any]:
-        if row["sample"].startswith("seq_03/000002") and row["model"] == "eventgpt":
-            return {**row, "status": "error", "reason": "clip cut short: 5 decodable frames, 8 asked for", "total_ms": None}
-        order = row["order"] or 0
-        readings = {
-            "sm_clock_mhz": 1980.0 - order % 7,
-            "temperature_c": 50.0 + 0.1 * order,
-            "power_w": 400.0 + order % 9,
-            "energy_j": 210.0,
-        }
-        return {**row, **readings, "limit_ms": 3.1, "share_of_limit": 0.2}
-
-    merge(
-        make_study(folder, samples=24, cuda=True, edit=edit, variants={"generate-00000000": {}, "graph-11111111": {"engine": "graph"}}),
-        folder,
-    )
-    write_pictures(folder)
+    h200_study(folder)
     return write_report(folder)
 
 

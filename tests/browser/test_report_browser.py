@@ -6,8 +6,10 @@ from typing import Any
 
 import pytest
 
-FOCUS = """(e => e === document.body ? null : [e.getBoundingClientRect().top + scrollY, getComputedStyle(e).outlineStyle])
+FOCUS = """(e => e === document.body ? null
+    : [(e.closest('figure') || e).getBoundingClientRect().top + scrollY, getComputedStyle(e).outlineStyle])
     (document.activeElement)"""
+"""Where what has the focus is (figures stand in two columns: of what is in one, its top), and how it shows it."""
 
 
 def test_opens_quietly_and_alone(page: Any) -> None:
@@ -58,7 +60,10 @@ def test_keyboard_reaches_everything_in_order(page: Any) -> None:
     assert page.evaluate("document.activeElement.getBoundingClientRect().left") >= 0, "shown once it has the focus"
     page.keyboard.press("Enter")
     assert page.evaluate("location.hash") == "#main"
-    wanted = page.evaluate("document.querySelectorAll('a[href], summary, [tabindex]').length")
+    wanted = page.evaluate(
+        """[...document.querySelectorAll('a[href], summary, [tabindex]')]
+             .filter(e => e.matches('summary') || !e.closest('details:not([open])')).length"""
+    )
     tops, seen = [], 0
     page.evaluate("document.activeElement.blur(); getSelection().removeAllRanges(); location.hash = ''")
     page.reload()
@@ -87,6 +92,13 @@ def test_details_open_by_keyboard(page: Any) -> None:
     page.focus("#method summary")
     page.keyboard.press("Enter")
     assert page.evaluate("document.querySelector('#method details').open")
+
+
+def test_what_a_folded_table_holds_is_reached_once_it_is_open(page: Any) -> None:
+    page.focus("#distribution summary")
+    page.keyboard.press("Enter")
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.closest('#distribution .wide') !== null")
 
 
 def test_links_to_sections_lead_there(page: Any) -> None:

@@ -2,6 +2,7 @@
 
 import html
 import re
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -10,9 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from factories import make_study
+from h200_study import h200_study
 from stagebench.errors import MergeError
 from stagebench.merge import merge
 from stagebench.report import write_report
+from stagebench.report.figures import FIGURES
+from stagebench.report.machine_figures import MACHINE_FIGURES
+from stagebench.report.page import _read
 from stagebench.tables import cell, read_table
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -176,6 +181,7 @@ def test_every_number_on_the_page_is_in_the_data(page: str, results: Path) -> No
         known |= set(number.findall(" ".join(table.notes)))
     keys = pq.read_table(results / "timings.parquet", columns=["sample"])["sample"].unique().to_pylist()
     known |= set(number.findall(" ".join(keys)))
+    known |= {str(n) for n in pq.read_table(results / "timings.parquet", columns=["new_tokens"])["new_tokens"].to_pylist()}  # of answers
     summary = json.loads((results / "summary.json").read_text())
     known |= {f"{100 * row[k]:.1f}" for row in summary["stages"] for k in row if k.endswith("_share") and row[k] is not None}
     known |= {f"{100 * summary['config']['compare']['confidence']:g}"}
@@ -200,3 +206,87 @@ def test_columns_that_say_nothing_are_left_out_and_named(page: str, results: Pat
 def test_long_tables_open_on_request(page: str) -> None:
     shown = page[page.index('<section id="distribution"') : page.index('<section id="failures"')]
     assert shown.index("<details>") < shown.index("<table>") < shown.index("</details>")
+
+
+@pytest.fixture(scope="module")
+def h200(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Nine series of an H200's values: clocks that are missing in part of the rows, energy of long samples and stages only."""
+    folder = tmp_path_factory.mktemp("h200")
+    h200_study(folder, samples=12, repeats=2)
+    write_report(folder)
+    return folder
+
+
+def specs(folder: Path) -> dict[str, Any]:
+    study = _read(folder)
+    charts = {figure.name: figure.draw(study) for figure in (*FIGURES, *MACHINE_FIGURES)}
+    return {name: chart.to_dict() for name, chart in charts.items() if chart is not None}
+
+
+def drawn_rows(spec: Any) -> list[dict[str, Any]]:
+    """All rows of data anywhere in a chart."""
+    if isinstance(spec, dict):
+        found = list(spec["data"]["values"]) if isinstance(spec.get("data"), dict) and "values" in spec["data"] else []
+        return found + [row for value in spec.values() for row in drawn_rows(value)]
+    return [row for value in spec for row in drawn_rows(value)] if isinstance(spec, list) else []
+
+
+def test_energy_is_divided_among_the_stages_that_are_known(h200: Path) -> None:
+    rows = drawn_rows(specs(h200)["energy"])
+    stages = read_table(h200 / "tables/stages.parquet").frame.to_dicts()
+    known = {(r["model"], r["engine"], r["length"]): r["energy_j"] for r in stages if r["energy_j"] is not None}
+    assert 0 < len(known) < len(stages), "some groups have none"
+    sums: dict[tuple[str, str], float] = {}
+    for row in rows:
+        sums[row["series"], row["length"]] = sums.get((row["series"], row["length"]), 0) + row["joule"]
+    assert sorted(sums.values()) == pytest.approx(sorted(known.values())), "nothing is lost and nothing invented"
+    parts = {row["part"] for row in rows}
+    assert parts == {"decode", "not told apart"}, "only stages that are long enough have a share of their own"
+
+
+def test_clock_temperature_and_power_stand_below_the_totals_of_the_same_runs(h200: Path) -> None:
+    panels = specs(h200)["run_order"]["vconcat"]
+    titles = [p["encoding"]["y"]["title"] for p in panels]
+    assert titles == ["total (ms), natural", "total (ms), 45", "SM clock (MHz)", "temperature (°C)", "power (W)"]
+    assert len({str(p["encoding"]["x"]["scale"]["domain"]) for p in panels}) == 1, "one axis for all"
+    clocks = drawn_rows(panels[2])
+    assert clocks and all(row["order"] % 5 for row in clocks), "rows without a reading are not drawn as 0"
+
+
+def encodings(spec: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(spec, dict):
+        if "encoding" in spec:
+            yield spec["encoding"]
+        for value in spec.values():
+            yield from encodings(value)
+    elif isinstance(spec, list):
+        for value in spec:
+            yield from encodings(value)
+
+
+def test_no_two_series_look_alike(h200: Path) -> None:
+    """Nine series and seven colours: where colour tells series apart, shape or dash does too, unless their places do."""
+    seen = 0
+    for name, spec in specs(h200).items():
+        for encoding in encodings(spec):
+            if encoding.get("color", {}).get("field") != "series" or len(encoding["color"]["scale"]["domain"]) <= 7:
+                continue
+            marks = [encoding[channel]["scale"]["range"] for channel in ("color", "shape", "strokeDash") if channel in encoding]
+            looks = {str(look) for look in zip(*marks, strict=True)}
+            fit = encoding.get("detail", {}).get("field") == "fit"  # a line through points that have shapes
+            assert fit or len(looks) == len(encoding["color"]["scale"]["domain"]), name
+            seen += 1
+    assert seen > 4
+
+
+def test_natural_length_comes_first_and_answers_are_of_it(h200: Path) -> None:
+    page = (h200 / "report.html").read_text(encoding="utf-8")
+    shown = page[page.index('<section id="answers"') : page.index('<section id="method"')]
+    tokens = [int(n) for n in re.findall(r"<dt>video_llava[^<]*, (\d+) tokens</dt>", shown)]
+    assert tokens and 45 not in tokens
+    assert "(fused-20000000, generate-00000000, graph-10000000)" in html.unescape(shown), "variants that say the same stand together"
+
+
+def test_a_thousand_samples_stay_below_three_megabytes(tmp_path: Path) -> None:
+    h200_study(tmp_path, samples=1000, repeats=1)
+    assert write_report(tmp_path).stat().st_size < 3_000_000

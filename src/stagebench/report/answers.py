@@ -29,8 +29,9 @@ def answers(found: Sequence[Group], results: Path) -> list[dict[str, Any]]:
     best: dict[tuple[str, str, str], Group] = {}
     for group in found:
         key = (group.dataset, group.model, group.variant)
-        if group.n and (group.length in ("natural", CAPPED_POOL) or key not in best):
-            best.setdefault(key, group)
+        natural = group.length in ("natural", CAPPED_POOL)
+        if group.n and (key not in best or (natural and best[key].length != "natural")):
+            best[key] = group
     samples = _choose(list(best.values()), pictures)
     said: dict[str, dict[str, Any]] = {
         s: {"sample": s, "query": "", "said": [], "pictures": [p for (sample, _), p in pictures.items() if sample == s]} for s in samples
@@ -44,9 +45,18 @@ def answers(found: Sequence[Group], results: Path) -> list[dict[str, Any]]:
         rows = rows.select("sample", "repeat", "query", "text", "new_tokens")
         for row in wanted.join(rows, on=["sample", "repeat"], how="inner").sort("sample").collect().to_dicts():
             said[row["sample"]]["query"] = row["query"]
-            model = f"{group.model} · {group.variant}" if group.model in several else group.model
-            said[row["sample"]]["said"].append({"model": model, "text": (row["text"] or "").strip(), "tokens": row["new_tokens"]})
+            answer = {"model": group.model, "text": (row["text"] or "").strip(), "tokens": row["new_tokens"]}
+            _add(said[row["sample"]]["said"], answer, group.variant if group.model in several else "")
     return [entry for entry in said.values() if entry["said"]]
+
+
+def _add(said: list[dict[str, Any]], answer: dict[str, Any], variant: str) -> None:
+    """Variants of a model that say the same stand together."""
+    for known in said:
+        if answer.items() <= known.items():
+            known["variants"].append(variant)
+            return
+    said.append({**answer, "variants": [variant] if variant else []})
 
 
 def _choose(found: Sequence[Group], pictures: dict[tuple[str, str], Any]) -> list[str]:

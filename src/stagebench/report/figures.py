@@ -5,7 +5,7 @@ Colours are Okabe and Ito's, which colour-blind readers tell apart; every axis n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,10 +17,12 @@ from stagebench.merge.analysis import Group
 from stagebench.stages import STAGES
 from stagebench.tables import Table
 
-__all__ = ["FIGURES", "Figure", "Study"]
+__all__ = ["FIGURES", "Figure", "Study", "lengths_of"]
 
 STAGE_COLOURS = ("#009E73", "#56B4E9", "#F0E442", "#E69F00", "#CC79A7", "#0072B2", "#999999")
 MODEL_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#999999")
+SHAPES = ("circle", "square", "triangle-up", "cross")
+DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 LOG_AXIS = alt.Axis(format="~g", labelOverlap=True, tickCount=6)
 MOST_POINTS = 1800
 """Marks drawn in a figure, over all its groups; above, every k-th is: the page stays small, the files hold all."""
@@ -61,9 +63,14 @@ def _data(rows: list[dict[str, Any]]) -> alt.Data:
     return alt.Data(values=rows)
 
 
+def lengths_of(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Length modes in the order of the page: natural first, then numbers of tokens."""
+    return sorted({row["length"] for row in rows}, key=lambda length: (str(length).isdigit(), int(length) if str(length).isdigit() else 0))
+
+
 def _by_length(chart: Any, rows: list[dict[str, Any]]) -> Any:
     """One panel a length mode, below each other."""
-    lengths = list(dict.fromkeys(row["length"] for row in rows))
+    lengths = lengths_of(rows)
     if len(lengths) < 2:
         return chart
     return chart.facet(
@@ -72,8 +79,31 @@ def _by_length(chart: Any, rows: list[dict[str, Any]]) -> Any:
 
 
 def _series_colour(rows: list[dict[str, Any]]) -> alt.Color:
+    """A colour a series; beyond seven they begin again, and `_series_shape` or `_series_dash` tells those apart."""
     names = list(dict.fromkeys(row["series"] for row in rows))
-    return alt.Color("series:N", title="model", scale=alt.Scale(domain=names, range=[MODEL_COLOURS[i % 7] for i in range(len(names))]))
+    return alt.Color("series:N", title="model", scale=_scale(names, MODEL_COLOURS), legend=_legend(names))
+
+
+def _series_shape(rows: list[dict[str, Any]]) -> alt.Shape:
+    """A shape for each round of colours."""
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    return alt.Shape("series:N", title="model", scale=_scale(names, SHAPES, len(MODEL_COLOURS)), legend=_legend(names))
+
+
+def _series_dash(rows: list[dict[str, Any]]) -> alt.StrokeDash:
+    """A dash for each round of colours."""
+    names = list(dict.fromkeys(row["series"] for row in rows))
+    return alt.StrokeDash("series:N", title="model", scale=_scale(names, DASHES, len(MODEL_COLOURS)), legend=_legend(names))
+
+
+def _scale(names: Sequence[str], values: Sequence[Any], every: int = 1) -> alt.Scale:
+    return alt.Scale(domain=list(names), range=[values[i // every % len(values)] for i in range(len(names))])
+
+
+def _legend(names: Sequence[str]) -> alt.Legend:
+    """As many columns as fit under a chart: one long line would shrink the whole figure."""
+    longest = max(map(len, names), default=1)
+    return alt.Legend(columns=max(1, min(len(names), 560 // (24 + 6 * min(longest, 40)))), symbolOpacity=1)
 
 
 def _thin(count: int, study: Study) -> int:
@@ -127,6 +157,7 @@ def ecdf(study: Study) -> Any:
             x=alt.X("ms:Q", title="total (ms)", scale=alt.Scale(zero=False)),
             y=alt.Y("share:Q", title="share of samples", scale=alt.Scale(domain=[0, 1])),
             color=_series_colour(rows),
+            strokeDash=_series_dash(rows),
         )
         .properties(width=520, height=160)
     )
@@ -149,7 +180,7 @@ def forest(study: Study) -> Any:
         base.mark_rule(strokeWidth=2).encode(
             x=alt.X("low:Q", scale=scale, axis=LOG_AXIS, title="ratio to the reference (log; below 1 is faster)"), x2="high:Q"
         ),
-        base.mark_point(filled=True, size=45, opacity=1).encode(x=alt.X("ratio:Q", scale=scale)),
+        base.mark_point(filled=True, size=45, opacity=1).encode(x=alt.X("ratio:Q", scale=scale), shape=_series_shape(rows)),
         alt.Chart().mark_rule(strokeDash=[4, 3], color="#888").encode(x=alt.datum(1)),
         data=_data(rows),
     ).properties(width=460, height=alt.Step(max(7, 18 / max(1, len({r["series"] for r in rows}))), **{"for": "offset"}))
@@ -187,12 +218,17 @@ def waterfall(study: Study) -> Any:
                 title="ratio, part by part (log)",
             ),
             x2="to:Q",
-            y=alt.Y("part:N", sort=parts, title=None),
+            y=alt.Y("part:N", sort=parts, title=None, axis=alt.Axis(labelOverlap=False)),
             color=alt.Color("kind:N", scale=kinds, title=None),
-            row=alt.Row("length:N", title=None, sort=list(dict.fromkeys(r["length"] for r in rows))),
-            column=alt.Column("series:N", title=None),
+            column=alt.Column("length:N", title=None, sort=lengths_of(rows)),
+            row=alt.Row(
+                "series:N",
+                title=None,
+                sort=list(dict.fromkeys(r["series"] for r in rows)),
+                header=alt.Header(labelOrient="top", labelAnchor="start", labelFontWeight="bold"),
+            ),
         )
-        .properties(width=240)
+        .properties(width=230, height=alt.Step(15))
         .resolve_scale(x="independent")
     )
 
@@ -215,30 +251,9 @@ def tokens(study: Study) -> Any:
     if not rows:
         return None
     x, y = alt.X("steps:Q", title="tokens after the first"), alt.Y("ms:Q", title="decode (ms)")
-    points = alt.Chart(_data(rows)).mark_point(size=14, opacity=0.6).encode(x=x, y=y, color=_series_colour(rows))
+    points = alt.Chart(_data(rows)).mark_point(size=14, opacity=0.6).encode(x=x, y=y, color=_series_colour(rows), shape=_series_shape(rows))
     drawn = alt.Chart(_data(lines)).mark_line().encode(x=x, y=y, color=_series_colour(rows), detail="fit:N")
     return (alt.layer(points, drawn) if lines else points).properties(width=520, height=260)
-
-
-def run_order(study: Study) -> Any:
-    rows = []
-    for group in study.groups:
-        runs = group.runs.filter(pl.col("order").is_not_null()).sort("order", "sample", "repeat")
-        for order, total in runs.gather_every(_thin(len(runs), study)).select("order", "total_ms").rows():
-            rows.append({"series": study.series(group), "length": group.length, "order": order, "ms": total})
-    if not rows:
-        return None
-    chart = (
-        alt.Chart(_data(rows))
-        .mark_point(size=12, opacity=0.7)
-        .encode(
-            x=alt.X("order:Q", title="run number in its job", axis=alt.Axis(tickMinStep=1)),
-            y=alt.Y("ms:Q", title="total (ms)"),
-            color=_series_colour(rows),
-        )
-        .properties(width=520, height=160)
-    )
-    return _by_length(chart, rows)
 
 
 def first_call(study: Study) -> Any:
@@ -276,6 +291,7 @@ def inter_token(study: Study) -> Any:
             x=alt.X("position:Q", title="token"),
             y=alt.Y("p50_ms:Q", title="ms between tokens", scale=alt.Scale(zero=False)),
             color=_series_colour(rows),
+            strokeDash=_series_dash(rows),
         )
         .properties(width=520, height=160)
     )
@@ -310,16 +326,17 @@ def memory(study: Study) -> Any:
     ]
     if not rows:
         return None
+    stages = [stage for stage in STAGES if any(row["stage"] == stage for row in rows)]
     chart = (
         alt.Chart(_data(rows))
         .mark_bar()
         .encode(
             x=alt.X("gib:Q", title="peak device memory (GiB)"),
-            y=alt.Y("stage:N", sort=list(STAGES), title=None),
-            yOffset=alt.YOffset("series:N"),
-            color=_series_colour(rows),
+            y=alt.Y("series:N", sort=None, title=None),
+            yOffset=alt.YOffset("stage:N", sort=stages),
+            color=alt.Color("stage:N", title="stage", scale=alt.Scale(domain=stages, range=list(STAGE_COLOURS[: len(stages)]))),
         )
-        .properties(width=520)
+        .properties(width=520, height=alt.Step(7, **{"for": "offset"}))
     )
     return _by_length(chart, rows)
 
@@ -341,7 +358,6 @@ FIGURES = (
     Figure("ecdf", "Distribution of the total", "Share of samples at or below a total.", ecdf),
     Figure("tokens", "Decode against tokens", "Each run, and the fitted line where lengths vary.", tokens),
     Figure("inter_token", "Time between tokens", "Median over samples, by position in the answer.", inter_token),
-    Figure("run_order", "Run order", "Total of each accepted run in the order of measuring: a slope is drift.", run_order),
     Figure("first_call", "First call", "The first call of a process is never part of a figure above.", first_call),
     Figure("load", "Load by source", "Median time from sample key to frames in host memory.", load),
     Figure("memory", "Peak memory", "Highest allocation in each stage.", memory),
