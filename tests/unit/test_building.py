@@ -1,6 +1,8 @@
 """building: datasets cut from DSEC recordings and from videos; whole clips only, and a call that goes on."""
 
+import errno
 import json
+import os
 import re
 from itertools import pairwise
 from pathlib import Path
@@ -13,7 +15,7 @@ from PIL import Image
 
 from attacks.h5_files import recording
 from stagebench.building import from_dsec, from_video, parse_duration
-from stagebench.building._clips import clip_files, windows
+from stagebench.building._clips import Encoder, clip_files, windows, worker_pool
 from stagebench.config import load_config
 from stagebench.dataset import load_dataset
 from stagebench.errors import ConfigError, DatasetError
@@ -174,8 +176,6 @@ def test_exposures_stand_in_for_timestamps(tmp_path: Path) -> None:
 @pytest.fixture
 def videos(tmp_path: Path) -> Path:
     """Two videos of a bright square that moves: 2.5 s and 0.4 s at 10 frames a second."""
-    from stagebench.building._clips import Encoder
-
     for name, frames in (("drive/a", 25), ("b", 4)):
         with Encoder(tmp_path / f"videos/{name}.mp4", 10) as encoder:
             for i in range(frames):
@@ -212,7 +212,7 @@ def test_videos_that_are_done_are_left_alone(videos: Path, tmp_path: Path) -> No
 
 def test_a_broken_video_is_named_and_the_others_stand(videos: Path, tmp_path: Path) -> None:
     (videos / "broken.mp4").write_bytes(b"\0" * 4000)
-    with pytest.raises(DatasetError, match=r"1 of 3 videos.*broken\.mp4"):
+    with pytest.raises(DatasetError, match=r"(?s)1 of 3 videos.*broken\.mp4"):
         from_video(videos, tmp_path / "out", 1_000_000)
     assert len(json.loads((tmp_path / "out/EventGPT_Instruction_Subset.json").read_text())) == 2
     assert not list((tmp_path / "out").rglob("*.part*"))
@@ -224,3 +224,57 @@ def test_videos_that_are_too_short_or_missing(videos: Path, tmp_path: Path) -> N
     (tmp_path / "empty").mkdir()
     with pytest.raises(DatasetError, match="no video below it"):
         from_video(tmp_path / "empty", tmp_path / "out2", 1_000_000)
+
+
+def contents(root: Path) -> dict[str, bytes]:
+    return {p.relative_to(root).as_posix(): p.read_bytes() for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_workers_make_what_one_process_makes(tmp_path: Path, videos: Path) -> None:
+    for name in ("interlaken_00_d", "zurich_city_00_a"):
+        dsec(tmp_path / "dsec", name)
+    told: list[tuple[str, int, int]] = []
+    from_dsec(tmp_path / "dsec", tmp_path / "serial", [500_000])
+    from_dsec(tmp_path / "dsec", tmp_path / "pool", [500_000], workers=3, progress=lambda *step: told.append(step))
+    assert contents(tmp_path / "pool") == contents(tmp_path / "serial")
+    assert told[0] == ("dsec_500ms", 0, 6) and told[-1] == ("dsec_500ms", 6, 6)
+    from_video(videos, tmp_path / "video_serial", 400_000)
+    from_video(videos, tmp_path / "video_pool", 400_000, workers=2)
+    assert contents(tmp_path / "video_pool") == contents(tmp_path / "video_serial")
+
+
+def test_workers_name_what_fails_in_each_recording(tmp_path: Path) -> None:
+    for name in ("a", "b", "c", "d"):
+        dsec(tmp_path / "dsec", name)
+    (tmp_path / "dsec/test/b/images/left/rectified/000003.png").write_bytes(b"no image")
+    (tmp_path / "dsec/test/c/images/timestamps.txt").unlink()
+    (tmp_path / "dsec/test/d/events/left/events.h5").write_bytes(b"no HDF5 at all")
+    with pytest.raises(DatasetError) as caught:
+        from_dsec(tmp_path / "dsec", tmp_path / "out", [500_000], overlap=0, workers=2)
+    text = str(caught.value)
+    assert "2 of the recordings cannot be used" in text
+    assert re.search(r"\n  c: .*no images/timestamps\.txt", text) and re.search(r"\n  d: .*not a DSEC recording", text)
+    assert "1 clips could not be made" in text and "b/000000" in text
+    index = json.loads((tmp_path / "out/dsec_500ms/EventGPT_Instruction_Subset.json").read_text())
+    assert [entry["id"] for entry in index] == ["a/000000", "a/000001", "b/000001"], "what can be had is there"
+
+
+def die(_: object) -> None:
+    os._exit(9)
+
+
+def test_a_worker_that_is_killed_is_said_so() -> None:
+    with pytest.raises(DatasetError, match="was killed.*fewer --workers"), worker_pool(2) as pool:
+        list(pool.map(die, range(4)))
+
+
+def test_a_full_disk_is_said_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    dsec(tmp_path / "dsec")
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Encoder, "add", full)
+    with pytest.raises(DatasetError, match="No space left.*Make room"):
+        from_dsec(tmp_path / "dsec", tmp_path / "out", [500_000])
+    assert not list((tmp_path / "out").rglob("*.mp4"))

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
 from types import TracebackType
@@ -17,7 +21,19 @@ from stagebench.demo import INDEX, QUESTION
 from stagebench.errors import ConfigError, DatasetError
 from stagebench.files import whole_file
 
-__all__ = ["Encoder", "claim", "duration_label", "parse_duration", "save_events", "windows", "write_index", "write_text"]
+__all__ = [
+    "Encoder",
+    "cannot_write",
+    "claim",
+    "clip_files",
+    "duration_label",
+    "parse_duration",
+    "save_events",
+    "windows",
+    "worker_pool",
+    "write_index",
+    "write_text",
+]
 
 _RECORD = "built.json"
 _DURATION = re.compile(r"(\d+(?:\.\d+)?)(us|ms|s)")
@@ -152,6 +168,26 @@ class Encoder:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close(keep=kind is None)
+
+
+@contextmanager
+def worker_pool(workers: int) -> Iterator[ProcessPoolExecutor]:
+    """Processes of their own (spawned: decoders and HDF5 do not survive a fork). Raises DatasetError when one of them was killed."""
+    try:
+        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+            yield pool
+    except BrokenProcessPool:
+        raise DatasetError(
+            f"one of {workers} workers was killed, for want of memory most likely. Call the same again with fewer --workers: "
+            "what is done stays."
+        ) from None
+
+
+def cannot_write(root: Path, error: OSError) -> DatasetError:
+    """What a clip's files could not be written for."""
+    return DatasetError(
+        f"{root}: cannot be written ({error}). Make room or check the folder's rights, then call again: what is done stays."
+    )
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,9 +7,7 @@ a line, microseconds, the events' clock) or, without that, as the middle of the 
 from __future__ import annotations
 
 import logging
-import multiprocessing
-from collections.abc import Callable, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,7 +15,17 @@ from typing import Any
 
 import numpy as np
 
-from stagebench.building._clips import Encoder, claim, clip_files, duration_label, save_events, windows, write_index
+from stagebench.building._clips import (
+    Encoder,
+    cannot_write,
+    claim,
+    clip_files,
+    duration_label,
+    save_events,
+    windows,
+    worker_pool,
+    write_index,
+)
 from stagebench.errors import DatasetError, SourceError
 from stagebench.sources.events import read_events, to_source_dict
 from stagebench.sources.frames import natural_key, read_images
@@ -75,30 +83,47 @@ def from_dsec(
     holds the images whose time lies in it, or, with `fps`, for each instant the image nearest to it. max_clips: at most so many a sequence.
     Clips that are there are not made again. Clips that fail are named when all others are done.
 
-    Raises DatasetError for a folder without sequences, sequences that are not there, another dataset in the target, and failed clips.
+    Raises DatasetError for a folder without sequences, sequences that are not there, another dataset in the target, a full disk, a worker
+    that was killed; and, when all others are done, for recordings that lack something and clips that failed, each by name.
     """
-    found = _find(Path(source), sequences)
+    found, unusable = _find(Path(source), sequences)
     failed: list[str] = []
     counts: dict[Path, int] = {}
     for duration in durations:
         root = Path(target) / f"dsec_{duration_label(duration)}"
         settings = {"from": "dsec", "duration_us": duration, "overlap": overlap, "fps": fps, "rectify": rectify, "query": query}
         claim(root, settings | {"format": 1})
-        jobs = [job for s in found for job in _plan(s, root, duration, overlap, fps, rectify, max_clips)]
+        jobs = []
+        for sequence in found:
+            try:
+                jobs += _plan(sequence, root, duration, overlap, fps, rectify, max_clips)
+            except DatasetError as error:
+                unusable[sequence.name] = str(error)
+        if not jobs and unusable:
+            raise DatasetError(_named(unusable))
         if not jobs:
             raise DatasetError(f"{source}: no sequence is as long as {duration_label(duration)}. Ask for a shorter duration.")
         tell = partial(progress, root.name) if progress else None
         failed += _work(jobs, workers, tell)
         counts[root] = write_index(root, [job.name for job in jobs], {s.name: s.split for s in found}, query)
+    problems = [_named(unusable)] if unusable else []
     if failed:
-        raise DatasetError(
+        problems.append(
             f"{len(failed)} clips could not be made and are not in the index; all others are. The first: {failed[0]} "
             "Copy the recording again or leave it out with --sequences, then call the same again: only these are tried."
         )
+    if problems:
+        raise DatasetError("\n".join(problems))
     return counts
 
 
-def _find(source: Path, wanted: Sequence[str] | None) -> list[_Sequence]:
+def _named(unusable: Mapping[str, str]) -> str:
+    lines = "".join(f"\n  {name}: {problem}" for name, problem in sorted(unusable.items()))
+    return f"{len(unusable)} of the recordings cannot be used and none of their clips is in the index:{lines}"
+
+
+def _find(source: Path, wanted: Sequence[str] | None) -> tuple[list[_Sequence], dict[str, str]]:
+    """The recordings, and those that lack something with what they lack."""
     folders = {p.parents[2].name: p for pattern in ("", "*/", "*/*/") for p in sorted(source.glob(f"{pattern}events/left/events.h5"))}
     if not folders:
         raise DatasetError(
@@ -107,7 +132,14 @@ def _find(source: Path, wanted: Sequence[str] | None) -> list[_Sequence]:
     missing = sorted(set(wanted or ()) - set(folders))
     if missing:
         raise DatasetError(f"{source}: no sequence {missing[0]!r}; there are {', '.join(sorted(folders))}.")
-    return [_sequence(name, path) for name, path in sorted(folders.items()) if not wanted or name in wanted]
+    found, unusable = [], {}
+    for name, path in sorted(folders.items()):
+        if not wanted or name in wanted:
+            try:
+                found.append(_sequence(name, path))
+            except DatasetError as error:
+                unusable[name] = str(error)
+    return found, unusable
 
 
 def _sequence(name: str, events: Path) -> _Sequence:
@@ -189,7 +221,7 @@ def _work(jobs: Sequence[_Job], workers: int, progress: Callable[[int, int], Non
     todo = [job for job in jobs if not all(p.exists() for p in clip_files(job.root, job.name))]
     failed: list[str] = []
     if workers > 1 and len(todo) > 1:
-        with ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn")) as pool:
+        with worker_pool(workers) as pool:
             results = pool.map(_make, todo)
             _collect(results, len(jobs), len(jobs) - len(todo), failed, progress)
     else:
@@ -223,6 +255,8 @@ def _make(job: _Job) -> str | None:
         save_events(events_path, columns)
     except SourceError as error:
         return f"{job.name}: {error}"
+    except OSError as error:
+        raise cannot_write(job.root, error) from error
     return None
 
 

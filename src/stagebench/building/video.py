@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -17,7 +15,7 @@ from zlib import crc32
 
 import numpy as np
 
-from stagebench.building._clips import Encoder, claim, clip_files, save_events, windows, write_index, write_text
+from stagebench.building._clips import Encoder, cannot_write, claim, clip_files, save_events, windows, worker_pool, write_index, write_text
 from stagebench.demo.scene import EventCamera
 from stagebench.errors import ConfigError, DatasetError, SourceError
 
@@ -89,7 +87,7 @@ def from_video(
     with ExitStack() as stack:
         run: Any = map
         if workers > 1 and len(jobs) > 1:
-            run = stack.enter_context(ProcessPoolExecutor(workers, mp_context=multiprocessing.get_context("spawn"))).map
+            run = stack.enter_context(worker_pool(workers)).map
         clips: list[str] = []
         failed: list[str] = []
         for number, (made, problem) in enumerate(run(_convert, jobs), 1):
@@ -99,7 +97,8 @@ def from_video(
                 progress(number, len(jobs))
     count = write_index(target, clips, {}, query)
     if failed:
-        raise DatasetError(f"{len(failed)} of {len(jobs)} videos could not be read; all others are in the index. The first: {failed[0]}")
+        named = "".join(f"\n  {problem}" for problem in failed)
+        raise DatasetError(f"{len(failed)} of {len(jobs)} videos could not be read; all others are in the index:{named}")
     if not count:
         raise DatasetError(f"{source}: no video is as long as {duration / 1e6:g} s. Ask for a shorter --duration.")
     return count
@@ -118,6 +117,8 @@ def _convert(job: _Job) -> tuple[list[str], str | None]:
         made = _cut(job)
     except SourceError as error:
         return [], str(error)
+    except OSError as error:
+        raise cannot_write(job.root, error) from error
     write_text(done, json.dumps(made) + "\n")
     return made, None
 
