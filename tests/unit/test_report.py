@@ -128,6 +128,14 @@ def test_figures_are_saved_and_drawn(page: str, results: Path) -> None:
         assert words in page, "axes name their unit"
 
 
+def test_a_figure_of_an_earlier_report_does_not_stay(results: Path) -> None:
+    old = results / "figures/energy.svg"
+    assert not old.exists(), "this study has no energy"
+    old.write_text("<svg/>")
+    write_report(results)
+    assert not old.exists() and (results / "figures/stages.svg").exists()
+
+
 def test_keyboard_and_phone(page: str) -> None:
     reader = read(page)
     scrollers = [a for t, a in reader.tags if t == "div" and a.get("class") == "wide"]
