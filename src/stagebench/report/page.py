@@ -92,24 +92,23 @@ def _read(results: Path) -> Study:
 def _token_gaps(study: Study, timings: Path) -> pl.DataFrame:
     """Median time between neighbouring tokens by position, over accepted runs. token_ms counts from the first token, at position 1."""
     keys = ["machine", "dataset", "model", "variant", "length"]
-    gaps = (
-        pl.scan_parquet(timings)
-        .filter(pl.col("accepted"))
-        .select(*keys, pl.col("token_ms"))
-        .filter(pl.col("token_ms").list.len() > 1)
-        .with_columns(
-            # the first of them since the end of prefill
-            pl.concat_list(pl.col("token_ms").list.head(1), pl.col("token_ms").list.diff().list.slice(1)).alias("gap"),
-            pl.int_ranges(2, pl.col("token_ms").list.len() + 2).alias("position"),
+    accepted = pl.scan_parquet(timings).filter(pl.col("accepted"), pl.col("token_ms").list.len() > 1)
+    # the first gap is the one since the end of prefill
+    gap = pl.concat_list(pl.col("token_ms").list.head(1), pl.col("token_ms").list.diff().list.slice(1)).alias("gap")
+    rows = []
+    for group in accepted.select(keys).unique().sort(*keys).collect().to_dicts():  # a group at a time: every token becomes a row
+        gaps = (
+            accepted.filter(*(pl.col(key).eq_missing(pl.lit(value)) for key, value in group.items()))
+            .select(gap, pl.int_ranges(2, pl.col("token_ms").list.len() + 2).alias("position"))
+            .explode("gap", "position")
+            .filter(pl.col("gap").is_not_null())
+            .group_by("position")
+            .agg(pl.col("gap").cast(pl.Float64).median().alias("p50_ms"))
+            .sort("position")
+            .collect()
         )
-        .explode("gap", "position")
-        .filter(pl.col("gap").is_not_null())
-        .group_by(*keys, "position")
-        .agg(pl.col("gap").cast(pl.Float64).median().alias("p50_ms"))
-        .sort(*keys, "position")
-        .collect()
-    )
-    rows = [{"series": study.series(r), "length": r["length"], "position": r["position"], "p50_ms": r["p50_ms"]} for r in gaps.to_dicts()]
+        named = {"series": study.series(group), "length": group["length"]}
+        rows += [named | row for row in gaps.to_dicts()]
     return pl.DataFrame(rows) if rows else pl.DataFrame(schema={"series": pl.String, "length": pl.String})
 
 
