@@ -15,7 +15,6 @@ import multiprocessing
 import os
 import random
 import resource
-import shutil
 import signal
 import sys
 import time
@@ -178,12 +177,9 @@ def main() -> int:
         sys.stdout.write("taken\n" if reader.holds(given.replay.read_bytes()) else "refused\n")
         return 0
     FINDINGS.mkdir(exist_ok=True)
-    folder()
+    folder()  # before the first fork, so that it is every worker's
     numbers = range(given.first, given.first + given.inputs)
-    try:
-        found = [_fuzz(READERS[name], numbers, given.seed, given.jobs, given.seconds) for name in given.reader or READERS]
-    finally:
-        shutil.rmtree(folder())  # made before the first fork, so that it is every worker's
+    found = [_fuzz(READERS[name], numbers, given.seed, given.jobs, given.seconds) for name in given.reader or READERS]
     return int(any(found))
 
 

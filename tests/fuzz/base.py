@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import random
+import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -42,9 +44,16 @@ class Reader:
 
 @cache
 def folder() -> Path:
-    """A folder in memory where there is one: millions of files are written here. Whoever asks first removes it (`fuzz.__main__`)."""
+    """A folder in memory where there is one: millions of files are written here. It goes with the process that asked first."""
     memory = Path("/dev/shm")
-    return Path(tempfile.mkdtemp(prefix="stagebench-fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
+    path = Path(tempfile.mkdtemp(prefix="stagebench-fuzz-", dir=memory if os.access(memory, os.W_OK) else None))
+    atexit.register(_remove, path, os.getpid())
+    return path
+
+
+def _remove(path: Path, owner: int) -> None:
+    if os.getpid() == owner:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def in_file(name: str, data: bytes) -> Path:
