@@ -28,12 +28,12 @@ lint: $(VENV)/.stamp ## ruff, mypy, snakefmt, snakemake --lint
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
-	$(BIN)/snakefmt --check Snakefile rules
+	$(BIN)/snakefmt --check Snakefile rules fetch
 
 format: $(VENV)/.stamp ## put the code in form
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
-	$(BIN)/snakefmt Snakefile rules
+	$(BIN)/snakefmt Snakefile rules fetch
 
 unit: $(VENV)/.stamp ## unit and reliability tests
 	$(BIN)/python -m pytest tests/unit tests/reliability -q
