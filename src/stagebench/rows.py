@@ -68,6 +68,8 @@ class Code(StrEnum):
     """timing.exclusive was false: other timing jobs may have run on this machine."""
     WARN_HARNESS = "warn_harness"
     """The harness itself costs over 1 % of a typical total: the null workload says what of the short stages is its own."""
+    WARN_CPU_WAIT = "warn_cpu_wait"
+    """A thread of the job stood ready without a CPU for over 5 % of this run: somebody else had it."""
     WARN_LOAD_AVERAGE = "warn_load_average"
     """The host was busy when the job began."""
     RESUMED = "resumed"
@@ -119,7 +121,7 @@ SCHEMA = pa.schema(
         ("kv_bytes", pa.int64()),
         ("weights_bytes", pa.int64()),
         *((name, _MS) for name in ("limit_ms", "share_of_limit")),
-        *((name, pa.float64()) for name in ("sm_clock_mhz", "temperature_c", "power_w", "energy_j", "harness_ms")),
+        *((name, pa.float64()) for name in ("sm_clock_mhz", "temperature_c", "power_w", "energy_j", "harness_ms", "cpu_wait_ms")),
         *((f"{stage}_energy_j", pa.float64()) for stage in STAGES),
         ("job", _TEXT),
         ("codes", pa.list_(_TEXT)),
@@ -134,5 +136,6 @@ guesses ahead proposed, and how much of it the model chose itself; null for othe
 `weights_bytes`: parameters and buffers of the whole model. `limit_ms`: bytes that one decode step reads (language model
 without its embedding table, and KV cache) over the bandwidth measured in the same job; `share_of_limit`: limit_ms / (ms per token).
 `<stage>_energy_j`: only of stages that are far longer than the period at which the device's energy counter moves.
-`harness_ms`: the harness's own cost of one sample, from the null workload.
+`cpu_wait_ms`: for how long the thread that waited longest stood ready without a CPU, between the sample's borders; null where the
+kernel does not tell. `harness_ms`: the harness's own cost of one sample, from the null workload.
 File metadata of a timing file: b"stagebench.job", b"stagebench.study", b"stagebench.machine", each JSON."""

@@ -2,6 +2,8 @@
 
 import itertools
 import logging
+import os
+import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -401,6 +403,26 @@ def test_the_queries_are_those_of_the_real_library() -> None:
 def test_a_busy_host_is_said(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.getloadavg", lambda: (64.0, 64.0, 64.0))
     assert "load average 64.0" in timed().text(Code.WARN_LOAD_AVERAGE)
+
+
+def test_a_neighbour_on_our_cpu_is_said(timed: Any) -> None:
+    """Two processes that never rest share one core with the job: it has a third of the time."""
+    if machine.read_waits() is None:
+        pytest.skip("this kernel has no schedstat")
+    mine = os.sched_getaffinity(0)
+    core = min(mine)
+    burn = f"import os\nos.sched_setaffinity(0, {{{core}}})\nwhile True: pass"
+    others = [subprocess.Popen([sys.executable, "-c", burn]) for _ in range(2)]
+    try:
+        os.sched_setaffinity(0, {core})
+        found = timed()
+    finally:
+        os.sched_setaffinity(0, mine)
+        for other in others:
+            other.kill()
+            other.wait()
+    assert any(found.marked(Code.WARN_CPU_WAIT))
+    assert sum(row["cpu_wait_ms"] for row in found.rows) > 0.3 * sum(row["total_ms"] for row in found.rows)
 
 
 def test_another_governor_is_another_machine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -85,6 +85,23 @@ def test_comparison_finds_what_was_put_in(tmp_path: Path) -> None:
     assert whole["factor"] == rows["natural", "total"]["ratio"]
 
 
+@pytest.mark.parametrize("waiting", ["eventgpt", "video_llava"])
+def test_times_that_waited_for_a_cpu_have_no_clear_word(tmp_path: Path, waiting: str) -> None:
+    """Whichever side was kept waiting. How many tokens were said has nothing to do with it."""
+
+    def kept(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "cpu_wait_ms": row["total_ms"] * (0.2 if row["model"] == waiting else 0.01)}
+
+    merge(make_study(tmp_path, samples=24, sequences=6, edit=kept), tmp_path)
+    rows = {(r["model"], r["length"], r["metric"]): r for r in table(tmp_path, "comparison")}
+    assert rows["eventgpt", "16", "encode"]["verdict"] == "AMBIGUOUS"
+    assert rows["eventgpt", "16", "encode"]["cpu_wait_share"] == pytest.approx(0.2, rel=1e-3)
+    assert rows["eventgpt", "16", "encode"]["high"] < 1, "the interval is printed as it came"
+    assert rows["eventgpt", "natural", "new_tokens"]["verdict"] == "FEWER"
+    stages = {r["model"]: r["cpu_wait_share"] for r in table(tmp_path, "stages")}
+    assert stages[waiting] == pytest.approx(0.2, rel=1e-3)
+
+
 def test_shuffled_input_gives_equal_bytes(tmp_path: Path) -> None:
     for name, shuffle in (("a", None), ("b", 1), ("c", 2)):
         merge(

@@ -5,6 +5,7 @@ from stagebench.machine.devices import Lease, pick_device
 from stagebench.machine.energy import ENERGY_PERIODS, EnergyCounter, energy_counter
 from stagebench.machine.fingerprint import differences, fingerprint, host
 from stagebench.machine.monitor import CpuShare, Monitor, Reading
+from stagebench.machine.waiting import read_waits, waited_ms
 
 __all__ = [
     "ANCHOR_BOUND",
@@ -22,4 +23,6 @@ __all__ = [
     "fingerprint",
     "host",
     "pick_device",
+    "read_waits",
+    "waited_ms",
 ]

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import psutil
 
 from stagebench.machine._nvml import ask, open_handle
+from stagebench.machine.waiting import read_waits, waited_ms
 
 __all__ = ["CpuShare", "Monitor", "Reading"]
 
@@ -40,6 +41,8 @@ class Reading:
     thermal_ns: int | None = None
     """Time for which heat held the clocks down, since the driver was loaded."""
     power_cap_ns: int | None = None
+    waits: Mapping[int, int] | None = None
+    """Thread -> nanoseconds for which it stood ready without a CPU."""
 
     def throttled_since(self, before: Reading) -> tuple[str, ...]:
         """Why the clocks were held down at either border or between them; empty when they were not."""
@@ -53,9 +56,12 @@ class Reading:
             return None
         return (self.energy_mj - before.energy_mj) * 1e-3
 
+    def waited_ms_since(self, before: Reading) -> float | None:
+        return waited_ms(before.waits, self.waits)
+
 
 class Monitor:
-    """NVML of one device; on a CPU every reading is empty.
+    """NVML of one device, and what the kernel tells of this process; on a CPU the latter alone.
 
     before: pids that were on the device before this process made its context. In a container NVML tells host pids, and then
         they are the only way to know which one is ours.
@@ -73,7 +79,7 @@ class Monitor:
     def read(self) -> Reading:
         """All sensors; the energy counter last, so that what is between two readings is the sample."""
         if self._nvml is None:
-            return Reading()
+            return Reading(waits=read_waits())
         nvml, handle = self._nvml
         reasons = self._reasons() or 0
         power = ask(nvml.nvmlDeviceGetPowerUsage, handle)
@@ -84,6 +90,7 @@ class Monitor:
             throttles=tuple(name for bit, name in _THROTTLES.items() if reasons & bit),
             thermal_ns=self._violation("thermal"),
             power_cap_ns=self._violation("power"),
+            waits=read_waits(),
             energy_mj=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
         )
 

@@ -21,10 +21,25 @@ from stagebench.rows import Code, Status
 from stagebench.stages import STAGES, VIEWS
 from stagebench.stats import cluster_interval, fit_line, mad, quantile, tukey_outliers
 
-__all__ = ["CAPPED_POOL", "GROUP", "METRICS", "Group", "distribution_rows", "groups", "stage_row", "view_rows"]
+__all__ = [
+    "CAPPED_POOL",
+    "GROUP",
+    "METRICS",
+    "Group",
+    "cpu_wait_share",
+    "distribution_rows",
+    "disturbed",
+    "groups",
+    "longest_wait",
+    "stage_row",
+    "view_rows",
+]
 
 GROUP = ("machine", "dataset", "model", "variant", "length")
 CAPPED_POOL = "natural (capped)"
+
+DISTURBED_SHARE = 0.10
+"""Above this share of its time spent waiting for a CPU, a side's times are its neighbours', and no ratio to it has a clear word."""
 
 METRICS = ("total_ms", "no_load_ms", "ttft_ms", *(f"{s}_ms" for s in STAGES), "ms_per_token", "new_tokens")
 """What models are compared by. `no_load_ms` is total without load."""
@@ -218,8 +233,27 @@ def stage_row(group: Group, first_call: dict[str, Any], busy: Mapping[str, float
         "harness_ms",
     ):
         row[name] = _median(group.column(name))
+    row["cpu_wait_share"] = cpu_wait_share(group.typical)
     row |= _slope(group, confidence) | first_call
     return row
+
+
+def cpu_wait_share(runs: pl.DataFrame) -> float | None:
+    """Median over runs of the share of the total for which a thread stood ready without a CPU; None where no run tells."""
+    if "cpu_wait_ms" not in runs.columns:
+        return None
+    found = runs.select((pl.col("cpu_wait_ms") / pl.col("total_ms")).cast(pl.Float64)).to_series().drop_nulls().median()
+    return float(found) if isinstance(found, float) else None
+
+
+def longest_wait(*sides: pl.DataFrame) -> float | None:
+    """`cpu_wait_share` of the side that waited most."""
+    return max((share for share in map(cpu_wait_share, sides) if share is not None), default=None)
+
+
+def disturbed(share: float | None) -> bool:
+    """Whether a ratio to times that waited for a CPU for this share says nothing about a model."""
+    return share is not None and share > DISTURBED_SHARE
 
 
 def _cv(values: npt.NDArray[np.float64]) -> float | None:

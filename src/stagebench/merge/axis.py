@@ -16,9 +16,9 @@ import numpy.typing as npt
 import polars as pl
 
 from stagebench.config import Config
-from stagebench.merge.analysis import METRICS, SETTINGS, Group
+from stagebench.merge.analysis import METRICS, SETTINGS, Group, disturbed, longest_wait
 from stagebench.merge.comparison import NO_PAIRS, paired, ratio_row
-from stagebench.stats import Ratio, cluster_interval, fit_line, unpaired_ratio, verdict
+from stagebench.stats import Ratio, Verdict, cluster_interval, fit_line, unpaired_ratio, verdict
 
 __all__ = ["AXES", "axis_rows", "seconds_of"]
 
@@ -135,7 +135,10 @@ def _ratio(place: _Place, first: _Place, metric: str, config: Config) -> dict[st
     else:
         ratio = unpaired_ratio(values, clusters, others, other_clusters, confidence=c.confidence, same_within=c.same_within)
         how, pairs = UNPAIRED, 0
-    return {"pairs": pairs, "how": how, "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": ratio.verdict.value}
+    word = ratio.verdict
+    if disturbed(longest_wait(place.group.typical, first.group.typical)) and metric != "new_tokens":
+        word = Verdict.AMBIGUOUS
+    return {"pairs": pairs, "how": how, "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": word.value}
 
 
 def _slope(places: Sequence[_Place], metric: str, config: Config) -> dict[str, Any]:

@@ -11,9 +11,9 @@ import numpy as np
 import polars as pl
 
 from stagebench.config import Config
-from stagebench.merge.analysis import METRICS, SETTINGS, Group
+from stagebench.merge.analysis import METRICS, SETTINGS, Group, disturbed, longest_wait
 from stagebench.stages import STAGES
-from stagebench.stats import PARTS, acceptance, decompose, paired_ratio, quantile, speculative_speedup
+from stagebench.stats import PARTS, Verdict, acceptance, decompose, paired_ratio, quantile, speculative_speedup
 
 __all__ = [
     "GAMMAS",
@@ -102,14 +102,17 @@ def ratio_row(pair: Pair, metric: str, config: Config) -> dict[str, Any]:
     row: dict[str, Any] = {"metric": metric.removesuffix("_ms"), "n": int(keep.sum())}
     none = {"median": None, "reference_median": None, "ratio": None, "low": None, "high": None, "speedup": None}
     if not keep.any():
-        return row | none | {"clusters": 0, "method": "none", "verdict": NO_PAIRS}
+        return row | none | {"clusters": 0, "method": "none", "verdict": NO_PAIRS, "cpu_wait_share": None}
     c = config.compare
     clusters = [s for s, k in zip(pair.sequences, keep, strict=True) if k]
     ratio = paired_ratio(left[keep], right[keep], clusters, confidence=c.confidence, resamples=c.resamples, same_within=c.same_within)
     row |= {"median": float(np.median(left[keep])), "reference_median": float(np.median(right[keep]))}
     row |= {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "speedup": 1 / ratio.ratio}
     word = _COUNT_WORDS.get(ratio.verdict.value, ratio.verdict.value) if metric == "new_tokens" else ratio.verdict.value
-    return row | {"clusters": ratio.clusters, "method": ratio.method, "verdict": word}
+    share = longest_wait(pair.left, pair.right)
+    if disturbed(share) and metric != "new_tokens":
+        word = Verdict.AMBIGUOUS.value
+    return row | {"clusters": ratio.clusters, "method": ratio.method, "verdict": word, "cpu_wait_share": share}
 
 
 def _identity(pair: Pair) -> dict[str, Any]:

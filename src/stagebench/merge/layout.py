@@ -64,10 +64,19 @@ COLUMNS: dict[str, tuple[str, ...]] = {
             "sm_clock_mhz",
             "temperature_c",
         ),
-        *("harness_ms", "slope_ms_per_token", "slope_low", "slope_high", "intercept_ms", "intercept_low", "intercept_high"),
+        *(
+            "harness_ms",
+            "cpu_wait_share",
+            "slope_ms_per_token",
+            "slope_low",
+            "slope_high",
+            "intercept_ms",
+            "intercept_low",
+            "intercept_high",
+        ),
         *("first_call_ms", "first_call_encode_ms", "warmup", "jobs", "measured_share"),
     ),
-    "comparison": (*_PAIR, "metric", "clusters", "median", "reference_median", *_RATIO, "speedup", "method"),
+    "comparison": (*_PAIR, "metric", "clusters", "median", "reference_median", *_RATIO, "speedup", "method", "cpu_wait_share"),
     "axis": (
         *("axis", "machine", "dataset", "model", "variant", "length", "metric", "value", "x", "unit", "n", "failed", "discarded", "capped"),
         *(
@@ -111,7 +120,8 @@ _SAMPLE = (
 )
 _RATIOS = (
     "ratio: geometric mean over samples of model / reference, with its interval (low, high) clustered by sequence; below 1 the model "
-    "is faster. FASTER, SLOWER: the interval lies below, above 1. SAME: it lies within 1 ± compare.same_within. AMBIGUOUS: otherwise."
+    "is faster. FASTER, SLOWER: the interval lies below, above 1. SAME: it lies within 1 ± compare.same_within. AMBIGUOUS: otherwise, and "
+    "where either side waited for a CPU for over 10 % of its time (cpu_wait_share)."
 )
 
 NOTES: dict[str, tuple[str, ...]] = {

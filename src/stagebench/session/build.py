@@ -16,6 +16,9 @@ from stagebench.stages import STAGES, closure_bound_ms
 
 __all__ = ["Limits", "Measured", "rows_of", "skipped_rows", "token_faults"]
 
+CPU_WAIT_SHARE = 0.05
+"""A thread that waited for a CPU for a larger share of a run, and longer than a time slice, was kept from its work."""
+CPU_WAIT_MS = 3.0
 ENERGY_MIN_MS = 500.0
 """The energy counter moves every 20 to 100 ms: the energy of anything shorter than this would be its rounding."""
 
@@ -156,6 +159,8 @@ def _row(
     if throttled:
         codes.append(Code.DISCARDED_THROTTLED)
         row["reason"] = row["reason"] or "; ".join(throttled)
+    if (row["cpu_wait_ms"] or 0.0) > max(CPU_WAIT_MS, CPU_WAIT_SHARE * run.times.total_ms):
+        codes.append(Code.WARN_CPU_WAIT)
     if m.plain is not None:
         if m.plain.times is None or m.plain.tokens is None:
             codes.append(Code.INVALID_PLAIN_DIFFERS)
@@ -195,6 +200,7 @@ def _sensors(m: Measured) -> dict[str, Any]:
         "temperature_c": _finite(m.after.temperature_c),
         "power_w": _finite(m.after.power_w),
         "energy_j": _finite(joules) if long_enough else None,
+        "cpu_wait_ms": _finite(m.after.waited_ms_since(m.before)),
     } | _stage_energy(m)
 
 
