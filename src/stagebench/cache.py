@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +27,8 @@ class SpecUsage:
 
 
 def usage(cache: Path) -> list[SpecUsage]:
-    """Shards and bytes per kind and spec, sorted."""
+    """Shards and bytes per kind and spec, sorted. Raises StoreError where there is no store."""
+    _there(cache)
     named = _named(cache)
     found: dict[tuple[str, str], list[Path]] = {}
     for path in _shards(cache):
@@ -41,8 +42,10 @@ def usage(cache: Path) -> list[SpecUsage]:
 def prune(cache: Path, *, dry_run: bool = False) -> list[tuple[Path, int]]:
     """Remove the shards that no registered study names, and say which (path, bytes).
 
-    Raises StoreError when no study is registered: then nothing would be left, and that is hardly what was meant.
+    Raises StoreError when no study is registered: then nothing would be left, and that is hardly what was meant; and where there is no
+    store.
     """
+    _there(cache)
     named = _named(cache)
     if not named and next(_shards(cache), None) is not None:
         raise StoreError(
@@ -57,17 +60,29 @@ def prune(cache: Path, *, dry_run: bool = False) -> list[tuple[Path, int]]:
     return gone
 
 
-def check(cache: Path) -> Iterator[tuple[Path, str | None]]:
-    """Verify every shard; yields (path, what is wrong or None)."""
+def check(cache: Path, progress: Callable[[int, int], None] | None = None) -> Iterator[tuple[Path, str | None]]:
+    """Verify every shard; yields (path, what is wrong or None). progress: called with (done, of).
+
+    Raises StoreError where there is no store.
+    """
     from stagebench.store import Shard
 
-    for path in sorted(_shards(cache)):
+    _there(cache)
+    paths = sorted(_shards(cache))
+    for number, path in enumerate(paths, 1):
         try:
             Shard.open(path, verify=True).close()
         except StoreError as error:
             yield path, str(error)
         else:
             yield path, None
+        if progress:
+            progress(number, len(paths))
+
+
+def _there(cache: Path) -> None:
+    if not cache.is_dir():
+        raise StoreError(f"{cache}: no such folder. Name the store with --cache-dir; a study makes it when it first extracts.")
 
 
 def _shards(cache: Path) -> Iterator[Path]:

@@ -210,7 +210,10 @@ def demo_data(
 
 @app.command()
 def doctor(cache_dir: CACHE_DIR = Path("cache")) -> None:
-    """Say what works on this machine and what to do about what does not; exit code 1 if the demo cannot run."""
+    """Say what works on this machine and what to do about what does not; exit code 1 if the demo cannot run.
+
+    Example: stagebench doctor --cache-dir /scratch/cache
+    """
     from stagebench.console import console
     from stagebench.doctor import examine
 
@@ -220,7 +223,9 @@ def doctor(cache_dir: CACHE_DIR = Path("cache")) -> None:
         console.print(f"{mark} {finding.name}: {finding.detail}", markup=False)
         if not finding.works and finding.remedy:
             console.print(f"        {finding.remedy}", markup=False)
-    raise typer.Exit(int(any(f.needed and not f.works for f in findings)))
+    stopped = [f.name for f in findings if f.needed and not f.works]
+    console.print(f"The demo cannot run here: see {', '.join(stopped)}." if stopped else "The demo can run here: make demo")
+    raise typer.Exit(int(bool(stopped)))
 
 
 @dataset_app.command("from-dsec")
@@ -303,14 +308,21 @@ def dataset_from_video(
 
 @cache_app.command("ls")
 def cache_ls(cache_dir: CACHE_DIR = Path("cache")) -> None:
-    """Shards and bytes per kind and spec."""
+    """Shards and bytes per kind and spec, and how many of them a study still names.
+
+    Example: stagebench cache ls --cache-dir cache
+    """
     from stagebench.cache import usage
     from stagebench.console import console
 
-    for spec in usage(cache_dir):
+    specs = usage(cache_dir)
+    for spec in specs:
         console.print(
             f"{spec.kind}/{spec.spec_id}: {spec.shards} shards, {spec.bytes / 1e6:.1f} MB, {spec.named} named by a study", markup=False
         )
+    shards, unnamed = sum(s.shards for s in specs), sum(s.shards - s.named for s in specs)
+    free = f"; {unnamed} that no study names go with `stagebench cache prune`" if unnamed else ""
+    console.print(f"{cache_dir}: {shards} shards, {sum(s.bytes for s in specs) / 1e6:.1f} MB{free}", markup=False)
 
 
 @cache_app.command("prune")
@@ -318,25 +330,40 @@ def cache_prune(
     cache_dir: CACHE_DIR = Path("cache"),
     dry_run: Annotated[bool, typer.Option("--dry-run", "-n", help="Only say what would go.")] = False,
 ) -> None:
-    """Remove shards that no registered study's plan names."""
+    """Remove shards that no registered study's plan names.
+
+    Example: stagebench cache prune --dry-run
+    """
     from stagebench.cache import prune
     from stagebench.console import console
 
     removed = prune(cache_dir, dry_run=dry_run)
+    for path, size in removed:
+        console.print(f"{path}: {size / 1e6:.1f} MB", markup=False)
     verb = "would be removed" if dry_run else "removed"
     console.print(f"{len(removed)} shards {verb}, {sum(size for _, size in removed) / 1e6:.1f} MB")
 
 
 @cache_app.command("verify")
-def cache_verify(cache_dir: CACHE_DIR = Path("cache")) -> None:
-    """Check every shard's bytes; exit code 1 if any changed."""
-    from stagebench.cache import check
-    from stagebench.console import console
+def cache_verify(cache_dir: CACHE_DIR = Path("cache"), verbose: VERBOSE = False) -> None:
+    """Check every shard's bytes and name those that changed since they were written; exit code 1 if any did.
 
-    bad = 0
-    for path, problem in check(cache_dir):
-        bad += problem is not None
-        console.print(f"{'ok  ' if problem is None else 'FAIL'} {path}" + (f": {problem}" if problem else ""), markup=False)
+    Example: stagebench cache verify
+    """
+    from functools import partial
+
+    from stagebench.cache import check
+    from stagebench.console import console, steps
+
+    bad = good = 0
+    with steps() as tell:
+        for path, problem in check(cache_dir, partial(tell, "check shards")):
+            bad, good = bad + (problem is not None), good + (problem is None)
+            if problem is not None:  # begins with the path
+                console.print(f"FAIL {problem}", markup=False)
+            elif verbose:
+                console.print(f"ok   {path}", markup=False)
+    console.print(f"{good} shards are as they were written, {bad} are not")
     raise typer.Exit(int(bad > 0))
 
 

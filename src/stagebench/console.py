@@ -137,27 +137,35 @@ def _is_number(text: str) -> bool:
 
 
 @contextmanager
-def steps() -> Iterator[Callable[[str, int, int], None]]:
-    """A callable (what, done, of) that draws progress on a terminal and prints plain lines elsewhere, a line at every tenth of the way."""
+def steps() -> Iterator[Callable[..., None]]:
+    """A callable (what, done, of, note="") that draws progress on a terminal, and elsewhere prints a line at every tenth of the way."""
     if not errors.is_terminal:
         said: dict[str, int] = {}
 
-        def line(what: str, done: int, of: int) -> None:
+        def line(what: str, done: int, of: int, note: str = "") -> None:
             tenth = 10 * done // max(of, 1)
-            if said.get(what) != tenth or done == of:
-                errors.print(f"{what} {done}/{of}", markup=False)
+            if said.get(what) != tenth:
+                errors.print(f"{what} {done}/{of}{f', {note}' if note else ''}", markup=False)
             said[what] = tenth
 
         yield line
         return
     bars: dict[str, TaskID] = {}
     with Progress(
-        TextColumn("{task.description:>16}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn(), console=errors
+        TextColumn("{task.description:>14}"),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[note]}"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        console=errors,
     ) as progress:
 
-        def tell(what: str, done: int, of: int) -> None:
+        def tell(what: str, done: int, of: int, note: str = "") -> None:
             if what not in bars:
-                bars[what] = progress.add_task(what, total=of)
-            progress.update(bars[what], completed=done, total=of)
+                bars[what] = progress.add_task(what, total=of, note="")
+            kept: str = note or progress.tasks[bars[what]].fields["note"]
+            progress.update(bars[what], completed=done, total=of, note=kept)
 
         yield tell

@@ -26,7 +26,7 @@ class Finding:
 
 def examine(cache: Path) -> list[Finding]:
     """Look at everything the pipeline may use. Never raises for what is missing."""
-    return [_python(), *_packages(), _torch(), _nvml(), _codecs(), _hdf5(), _disk(cache), _memory(), _governor(), _slurm()]
+    return [_python(), *_packages(), _torch(), _compiler(), _nvml(), _codecs(), _hdf5(), _disk(cache), _memory(), _governor(), _slurm()]
 
 
 def _python() -> Finding:
@@ -64,8 +64,26 @@ def _torch() -> Finding:
             f"torch {torch.__version__} ({built}) sees no GPU",
             "models run on the CPU: fine for the demo, not for publishing",
         )
-    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
-    return Finding("CUDA", True, f"torch {torch.__version__}, {', '.join(names)}")
+    try:
+        found = []
+        for i in range(torch.cuda.device_count()):
+            free, total = torch.cuda.mem_get_info(i)
+            found.append(f"{torch.cuda.get_device_name(i)} ({free / 2**30:.0f} of {total / 2**30:.0f} GiB free)")
+    except Exception as error:  # a device that another process holds exclusively, or a driver that is too old
+        return Finding("CUDA", False, f"{type(error).__name__}: {error}", "nvidia-smi shows who holds the device and the driver's version")
+    return Finding("CUDA", True, f"torch {torch.__version__}, {', '.join(found)}")
+
+
+def _compiler() -> Finding:
+    """The engine fused and the packed weights are Triton kernels, which are compiled here."""
+    try:
+        version = importlib.metadata.version("triton")
+    except importlib.metadata.PackageNotFoundError:
+        return Finding("Triton", False, "not installed", "only needed for the engine fused on a GPU")
+    compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc") or shutil.which("clang")
+    if not compiler:
+        return Finding("Triton", False, f"{version}, and no C compiler", "only needed for the engine fused: install gcc, or set CC")
+    return Finding("Triton", True, f"{version}, {compiler}")
 
 
 def _nvml() -> Finding:

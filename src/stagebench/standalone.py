@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING, Any
 
 from stagebench._ownership import owned
@@ -14,6 +16,9 @@ from stagebench.errors import ConfigError
 
 if TYPE_CHECKING:
     from stagebench.verify import VerifyReport
+
+Progress = Callable[[str, int, int, str], None]
+"""(what, done, of, a note on the pace)."""
 
 __all__ = ["StudyResult", "config_from_flags", "run_study", "verify_study"]
 
@@ -112,19 +117,17 @@ def run_study(
     *,
     device: str | None = None,
     threads: int = 1,
-    progress: Callable[[str, int, int], None] | None = None,
+    progress: Progress | None = None,
 ) -> StudyResult:
     """Plan, extract, verify, time, merge and report. What is there already under the plan's names, and was measured as planned, is kept.
 
-    progress: called with (what, done, of) as steps end. Raises BusyError when another run works in `results`.
+    progress: called with (what, done, of, a note on the pace) as steps end. Raises BusyError when another run works in `results`.
     """
     with owned(results):
         return _run_study(config, results, cache, device, threads, progress)
 
 
-def _run_study(
-    config: Config, results: Path, cache: Path, device: str | None, threads: int, progress: Callable[[str, int, int], None] | None
-) -> StudyResult:
+def _run_study(config: Config, results: Path, cache: Path, device: str | None, threads: int, progress: Progress | None) -> StudyResult:
     from stagebench.extract import extract_shard
     from stagebench.merge import merge
     from stagebench.plan import build_plan
@@ -133,7 +136,8 @@ def _run_study(
     from stagebench.thumbnails import write_samples
     from stagebench.verify import run_verify
 
-    tell = progress or (lambda what, done, of: log.info("%s %d/%d", what, done, of))
+    tell = progress or (lambda what, done, of, note: log.info("%s %d/%d %s", what, done, of, note))
+    pace = _Pace()
     plan = build_plan(config, cache, threads=threads)
     plan.write(results / "plan.json")
     extracted = timed = clips = samples = 0
@@ -141,10 +145,12 @@ def _run_study(
     for shard in plan.shards:
         output = cache / f"{shard.name}.parquet"
         if not output.exists():
-            extract_shard(plan, shard, output, cache=cache, threads=threads, progress=_from(tell, "extract clips", clips, all_clips))
+            spec = plan.specs[shard.spec_id]
+            part = _Part(tell, "extract clips", clips, all_clips, pace, frames=int(spec.get("count", spec.get("parts", 0))))
+            extract_shard(plan, shard, output, cache=cache, threads=threads, progress=part.clips)
             extracted += 1
         clips += len(shard.clips)
-        tell("extract clips", clips, all_clips)
+        tell("extract clips", clips, all_clips, "")
     verified: set[str] = set()
     for job in plan.jobs:
         proof = plan.verify_path(job)
@@ -153,19 +159,56 @@ def _run_study(
             verified.add(proof)
         output = results / job.path
         if not _stands(output, plan.timing_fingerprint(job)):
-            run_job(plan, job, output, cache=cache, device=device, progress=_from(tell, "time samples", samples, all_samples))
+            part = _Part(tell, "time samples", samples, all_samples, _Pace())
+            run_job(plan, job, output, cache=cache, device=device, progress=part.samples, watch=part.pace.watch)
             timed += 1
         samples += len(job.block.samples)
-        tell("time samples", samples, all_samples)
+        tell("time samples", samples, all_samples, "")
     merge(plan, results)
     write_samples(plan, results, cache)
     report = write_report(results, title=config.report.title)
     return StudyResult(results, report, extracted, timed)
 
 
-def _from(tell: Callable[[str, int, int], None], what: str, begun: int, of: int) -> Callable[[int, int], None]:
-    """A part's progress as progress of the whole."""
-    return lambda done, _: tell(what, begun + done, of)
+class _Pace:
+    """What a person who waits wants to know: frames a second, and the time a token of this job with its running interval."""
+
+    def __init__(self) -> None:
+        self.begun, self.frames = time.monotonic(), 0
+        self.ms: list[float] = []
+
+    def watch(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        found = [(r.get("decode_ms"), r.get("new_tokens")) for r in rows if r.get("status") in ("ok", "capped")]
+        self.ms += [ms / (tokens - 1) for ms, tokens in found if ms is not None and tokens is not None and tokens > 1]
+
+    def of_frames(self) -> str:
+        return f"{self.frames / max(1e-9, time.monotonic() - self.begun):.0f} frames/s"
+
+    def of_tokens(self) -> str:
+        """Mean over runs and 1.96 standard errors: a look at how it goes. The tables' intervals are by sample and clustered."""
+        if not self.ms:
+            return ""
+        spread = f" \u00b1 {1.96 * stdev(self.ms) / len(self.ms) ** 0.5:.2g}" if len(self.ms) > 2 else ""
+        return f"{fmean(self.ms):.3g}{spread} ms/token"
+
+
+@dataclass
+class _Part:
+    """A shard's or a job's progress as progress of the whole."""
+
+    tell: Progress
+    what: str
+    begun: int
+    of: int
+    pace: _Pace
+    frames: int = 0
+
+    def clips(self, done: int, _: int) -> None:
+        self.pace.frames += self.frames
+        self.tell(self.what, self.begun + done, self.of, self.pace.of_frames())
+
+    def samples(self, done: int, _: int) -> None:
+        self.tell(self.what, self.begun + done, self.of, self.pace.of_tokens())
 
 
 def _stands(output: Path, settings: Mapping[str, Any]) -> bool:

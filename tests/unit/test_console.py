@@ -90,3 +90,32 @@ def test_progress_without_a_terminal_is_a_few_lines(monkeypatch: pytest.MonkeyPa
     lines = text.getvalue().splitlines()
     assert len(lines) <= 12
     assert lines[-1] == "time samples 1000/1000"
+
+
+def test_lines_say_the_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr(module, "errors", Console(file=text, width=120))
+    with module.steps() as tell:
+        tell("time samples", 1, 2, "18.6 ± 0.2 ms/token")
+        tell("time samples", 2, 2, "")
+    assert text.getvalue().splitlines() == ["time samples 1/2, 18.6 ± 0.2 ms/token", "time samples 2/2"]
+
+
+def test_a_terminal_keeps_the_last_pace(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = io.StringIO()
+    monkeypatch.setattr(module, "errors", Console(file=text, width=120, force_terminal=True))
+    with module.steps() as tell:
+        tell("extract clips", 1, 2, "26 frames/s")
+        tell("extract clips", 2, 2)
+    last = [line for line in text.getvalue().splitlines() if "2/2" in line][-1]
+    assert "26 frames/s" in last and "left" in last
+
+
+def test_the_pace_is_of_the_rows_and_of_the_frames() -> None:
+    from stagebench.standalone import _Pace
+
+    pace = _Pace()
+    assert pace.of_tokens() == ""
+    row = {"status": "ok", "decode_ms": 40.0, "new_tokens": 5}
+    pace.watch([row, {**row, "decode_ms": 44.0}, {**row, "decode_ms": 36.0}, {**row, "status": "error"}, {**row, "new_tokens": 1}])
+    assert pace.of_tokens() == "10 ± 1.1 ms/token"  # 9, 10, 11: 1.96 * 1 / sqrt(3)

@@ -16,6 +16,7 @@ import yaml
 
 from stagebench import cli, clidoc
 from stagebench.config import Config, load_config
+from stagebench.merge.layout import COLUMNS
 from stagebench.rows import SCHEMA, Code, Status
 from stagebench.stages import STAGES
 
@@ -27,6 +28,17 @@ def test_every_column_is_documented(repo: Path) -> None:
     assert not missing, f"docs/results-schema.md does not name {missing}"
     named = set(re.findall(r"`([a-z0-9_]+_(?:ms|bytes|tokens))`", text))
     assert named <= set(SCHEMA.names), f"docs/results-schema.md names columns that do not exist: {named - set(SCHEMA.names)}"
+
+
+def test_every_column_of_every_table_is_documented(repo: Path) -> None:
+    schema, tables = ((repo / f"docs/{name}.md").read_text() for name in ("results-schema", "tables"))
+    named = set(re.findall(r"`([a-z0-9_]+)`", tables))
+    columns = {column for of_table in COLUMNS.values() for column in of_table}
+    missing = sorted(c for c in columns - named if f"`{c}`" not in schema and c not in SCHEMA.names)
+    assert not missing, f"docs/tables.md does not name {missing}"
+    first = {c for line in re.findall(r"^\| (`.*?) \|", tables, flags=re.M) for c in re.findall(r"`([a-z0-9_]+)`", line)}
+    assert first <= columns, f"docs/tables.md names columns that no table has: {sorted(first - columns)}"
+    assert set(COLUMNS) == {n for line in re.findall(r"^## (.*)$", tables, flags=re.M)[1:] for n in line.split(", ")} | {"failures"}
 
 
 def test_every_status_and_code_is_documented(repo: Path) -> None:

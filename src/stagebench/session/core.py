@@ -117,12 +117,14 @@ def time_samples(
     journal: Journal | None = None,
     reuse: Mapping[str, list[dict[str, Any]]] | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     counter: EnergyCounter | None = None,
 ) -> Outcome:
     """Measure every task in every length mode.
 
     constant: row columns that are the same for all. limits: for the limit columns. journal: finished groups are taken from it and
     added to it. reuse: rows by sample key that stand for a sample's measurement (batch 1 only). progress: called with (samples done, of).
+    watch: called with the rows of each group before that; both run between samples and must be quick.
     counter: how finely the device counts energy; with it, and a meter in `subject`, long stages get an energy of their own.
 
     Raises DeviceLostError when the device fails for good, TimingError when the journal cannot be written.
@@ -156,7 +158,8 @@ def time_samples(
         stack.enter_context(_quiet_collector())
         for group in order:
             if group.order in ready:
-                outcome.rows += ready[group.order]
+                rows = ready[group.order]
+                outcome.rows += rows
             else:
                 rows = loop.measure(group, journal)
                 if journal is not None:
@@ -165,6 +168,8 @@ def time_samples(
                 outcome.fresh += rows
                 gc.collect()
             done += len(group.tasks)
+            if watch is not None:
+                watch(rows)
             if progress is not None:
                 progress(done, len(tasks))
     return outcome

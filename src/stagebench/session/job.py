@@ -79,13 +79,15 @@ def run_job(
     threads: int | None = None,
     lock_folder: Path | None = None,
     progress: Callable[[int, int], None] | None = None,
+    watch: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     log: logging.Logger | None = None,
     profile: bool = False,
 ) -> JobReport:
     """Time every sample of the job's block and write `output`.
 
     cache: where the plan's shards lie. device: cpu, cuda, cuda:<n>; null takes a free GPU, or the CPU. threads: torch's CPU threads;
-    null leaves torch's own number. progress: called with (samples done, of). profile: measure the host-bound share at the end, on a GPU;
+    null leaves torch's own number. progress: called with (samples done, of), watch with their
+    rows before that. profile: measure the host-bound share at the end, on a GPU;
     only for a process that measures nothing afterwards, for the profiler slows every launch that comes after it.
 
     A killed job goes on from `<output>.journal` when it is called again. Samples that fail are rows, and so is a job all of whose samples
@@ -101,7 +103,7 @@ def run_job(
             torch.cuda.set_device(lease.device)
         stack.enter_context(terminated())
         try:
-            return _Job(plan, job, output, cache, lease, progress, log, stack, profile=profile).run(begun)
+            return _Job(plan, job, output, cache, lease, progress, watch, log, stack, profile=profile).run(begun)
         except Terminated:
             raise TimingError(
                 f"{output}: SIGTERM. Finished samples are in {_journal_path(output).name}; run the job again and it goes on after them."
@@ -117,13 +119,14 @@ class _Job:
         cache: Path,
         lease: machine.Lease,
         progress: Callable[[int, int], None] | None,
+        watch: Callable[[Sequence[Mapping[str, Any]]], None] | None,
         log: logging.Logger,
         stack: ExitStack,
         *,
         profile: bool,
     ) -> None:
         self.plan, self.job, self.output, self.cache = plan, job, output, cache
-        self.lease, self.progress, self.log, self.stack = lease, progress, log, stack
+        self.lease, self.progress, self.watch, self.log, self.stack = lease, progress, watch, log, stack
         self.device, self.profile = lease.device, profile
         self.config = plan.config
         self.settings = Settings.of(plan.config, job.variant.settings)
@@ -170,6 +173,7 @@ class _Job:
             journal=journal,
             reuse=reuse,
             progress=self.progress,
+            watch=self.watch,
             counter=counter,
         )
         busy = others.others()
