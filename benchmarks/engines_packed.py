@@ -185,7 +185,7 @@ def scheme_results(scheme: str, search: bool) -> None:
 def report(folder: Path) -> None:
     """packed.md from packed.json and packed-search.json."""
     ships, searched = (json.loads((folder / name).read_text()) for name in ("packed.json", "packed-search.json"))
-    env, plain = ships["env"], json.loads((folder / "engines.json").read_text())["step"]["as it ships, by capacity"]
+    env, plain = ships["env"], json.loads((folder / "engines-attention.json").read_text())["step"]["as it ships, by capacity"]
     versions = ", ".join(f"{name} {env[name]}" for name in ("driver", "python", "torch", "triton", "transformers"))
     command = "PYTHONPATH=src python3 benchmarks/engines_packed.py"
     lines = [
@@ -194,7 +194,7 @@ def report(folder: Path) -> None:
         f"`packed.json`, {ships['seconds']:.0f} s by `{command} {ships['arguments']}` (commit {ships.get('commit', 'unknown')}).",
         f"{env['gpu']}, {versions}. Best read {ships['bandwidth']['best_read_gbs']:.0f} GB/s.",
         "LLaMA-2-7B shape, random weights, batch 1. The limit is of packed bytes: codes, scales, the bf16 head, and the cache.",
-        "bf16's row is of [engines.md](engines.md).",
+        "bf16's row is of `engines-attention.json`, by `benchmarks/engines.py --sections env,step --no-search` in the same minutes.",
         "",
         "| weights | GB a step | step at 642, ms (share of limit) | at 2078 | prefill of 642, 2078, ms | KL to one forward, max |",
         "| --- | ---: | ---: | ---: | ---: | ---: |",

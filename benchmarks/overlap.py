@@ -167,11 +167,12 @@ def report(path: Path) -> None:
     """overlap.md from overlap.json."""
     found = json.loads((path / "overlap.json").read_text())
     env = found["env"]
+    versions = ", ".join(f"{name} {env[name]}" for name in ("driver", "torch", "triton", "transformers"))
     lines = [
         "# Two models on one GPU at once",
         "",
-        f"`overlap.json`, {found['seconds']:.0f} s by `PYTHONPATH=src python3 benchmarks/overlap.py`. {env['gpu']},",
-        f"driver {env['driver']}, torch {env['torch']}, triton {env['triton']}, transformers {env['transformers']}, commit {found.get('commit', 'unknown')}.",
+        f"`overlap.json`, {found['seconds']:.0f} s by `PYTHONPATH=src python3 benchmarks/overlap.py` (commit {found['commit']}).",
+        f"{env['gpu']}, {versions}.",
         "A is Video-LLaVA, B EventGPT where nothing else is said, both at 7B shapes, random bf16 weights, engine `fused`,",
         "two host threads on two CUDA streams. Medians of 7 after a first.",
         "",

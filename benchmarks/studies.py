@@ -82,16 +82,52 @@ def study(configfile: Path, results: Path, cache: Path, budget: float, skip_veri
     return wrong
 
 
+def table(results: Path) -> str:
+    """Medians of every timing file below a study's folder, also of a study that was cut short. A batch's times are the batch's."""
+    import polars as pl
+
+    lines = ["| model | engine | settings | n | status | prompt | encode ms | prefill ms | ms a token | tokens/s | ms a sample |"]
+    lines[0] += " share of limit | weights GB | KV GB | peak GB |"
+    lines.append("| --- | --- | --- | ---: | --- | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: | ---: |")
+    frames = [pl.read_parquet(path) for path in sorted(results.glob("timings/*/*/*/*.parquet"))]
+    for frame in sorted(frames, key=lambda frame: frame.select("model", "engine", "batch").row(0)):
+        first = frame.row(0, named=True)
+        usual = {"quantization": "none", "attention": "sdpa", "preprocess": "pil", "keep_visual": 1.0, "batch": 1}
+        settings = ", ".join(f"{name} {first[name]}" for name, plain in usual.items() if first[name] != plain) or "–"
+        status = " ".join(f"{row['count']} {row['status']}" for row in frame["status"].value_counts().sort("status").iter_rows(named=True))
+        ok = frame.filter(pl.col("status") == "ok")
+        head = f"| {first['model']} | {first['engine']} | {settings} | {ok['sample'].n_unique()} | {status} |"
+        if ok.is_empty():
+            lines.append(head + " – |" * 10)
+            continue
+        batch, new = first["batch"], ok["new_tokens"][0]
+        encode, prefill, decode, total = (float(ok[name].median() or 0) for name in ("encode_ms", "prefill_ms", "decode_ms", "total_ms"))
+        peak = max(int(ok[name].max() or 0) for name in ("encode_peak_bytes", "prefill_peak_bytes", "decode_peak_bytes")) * 1e-9
+        lines.append(
+            f"{head} {ok['prompt_tokens'][0]} | {encode:.2f} | {prefill:.1f} | {decode / (new - 1):.3f} |"
+            f" {batch * new / (prefill + decode) * 1e3:.0f} |"
+            f" {total / batch:.1f} | {float(ok['share_of_limit'].median() or 0):.0%} | {first['weights_bytes'] * 1e-9:.2f} |"
+            f" {ok['kv_bytes'][0] * 1e-9:.2f} | {peak:.1f} |"
+        )
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("configfiles", nargs="+", type=Path)
     parser.add_argument("--results", type=Path, default=Path("results"))
     parser.add_argument("--cache", type=Path, default=Path("cache"))
     parser.add_argument("--budget", type=float, default=1e9, help="seconds after which no job is begun")
+    parser.add_argument(
+        "--table", action="store_true", help="only print medians of the studies whose results folders are given as configfiles"
+    )
     parser.add_argument("--skip-verify", action="store_true")
     parser.add_argument("--memory-gb", type=float, help="as if the device had only this much memory: to see out-of-memory rows")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
+    if arguments.table:
+        print("\n\n".join(table(path) for path in arguments.configfiles))
+        return
     if arguments.memory_gb:
         import torch
 

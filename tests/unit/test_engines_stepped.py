@@ -26,7 +26,7 @@ from transformers import (
 from stagebench.engines import available, create
 from stagebench.engines._loop import DoneFlag, decode
 from stagebench.engines._state import StepState, choose, next_positions
-from stagebench.engines._stepped import CAPACITY_STEP
+from stagebench.engines._stepped import CAPACITY_STEP, Session
 from stagebench.engines._weights import Weights, pack
 from stagebench.engines.encoder import GraphedCall, graph_encoder
 from stagebench.engines.quality import compare_logits
@@ -110,6 +110,27 @@ def test_fixed_length_equals_generate(name: str, family: str, batch: int, pads: 
     assert got.finish_reasons == want.finish_reasons == ("length",) * batch
     assert len(times.token_ms) == 11
     assert set(times.host_ms) == {"prefill", "decode"}
+
+
+@pytest.mark.parametrize("name", STEPPED)
+@pytest.mark.parametrize(("batch", "pads"), [(1, ()), (2, (0, 3))])
+def test_eager_attention_gets_its_mask_from_us(name: str, batch: int, pads: tuple[int, ...], monkeypatch: pytest.MonkeyPatch) -> None:
+    """transformers' own mask for it is copied from the host, which no capture allows."""
+    model = build(attn_implementation="eager")
+    prompt, decoding = prompt_of(batch, 13, pads), Decoding(12, 12, (2,))
+    want, _ = run(ready("generate", model), prompt, decoding)
+    engine = ready(name, model)
+    forward, masks = Session.forward, []
+
+    def seen(self: Session, **inputs: Any) -> torch.Tensor:
+        masks.append(inputs["attention_mask"])
+        return forward(self, **inputs)
+
+    monkeypatch.setattr(Session, "forward", seen)
+    engine.admit(prompt, decoding)
+    got, _ = run(engine, prompt, decoding)
+    assert got.ids == want.ids
+    assert masks and all(mask is not None and mask.dtype is torch.float32 for mask in masks)
 
 
 @pytest.mark.parametrize("name", STEPPED)

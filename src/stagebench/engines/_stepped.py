@@ -126,7 +126,9 @@ class Session:
         embeds = torch.empty_like(prompt.embeds, dtype=self.dtype)
         positions = torch.empty_like(prompt.position_ids)
         visible = torch.empty_like(prompt.attention_mask, dtype=torch.bool)
-        causal = torch.ones(prompt.length, prompt.length, dtype=torch.bool, device=self.device).tril_() if padded else None
+        # (eager attention would make its own mask by a copy from the host, which a capture refuses)
+        masked = padded or self.additive
+        causal = torch.ones(prompt.length, prompt.length, dtype=torch.bool, device=self.device).tril_() if masked else None
 
         def fill(given: Prompt) -> None:
             embeds.copy_(given.embeds)
