@@ -67,3 +67,18 @@ def test_a_failed_model_leaves_its_keys_out(tmp_path: Path) -> None:
 def test_capped_samples_stand_in_the_old_form_with_their_status(tmp_path: Path) -> None:
     merge(make_study(tmp_path, edit=lambda r: {**r, "status": "capped"} if r["length"] == "natural" else r), tmp_path)
     assert {e["egpt_status"] for e in entries(tmp_path)} == {"capped"}
+
+
+def test_a_slice_at_a_time_gives_the_same_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a text holds what other programs take for a line's end."""
+
+    def odd(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "text": "a\nb\u2028c\x85d"}
+
+    merge(make_study(tmp_path / "a", edit=odd), tmp_path / "a")
+    monkeypatch.setattr("stagebench.merge.legacy.AT_ONCE", 1)
+    merge(make_study(tmp_path / "b", edit=odd), tmp_path / "b")
+    text = (tmp_path / "a/legacy_results.json").read_text(encoding="utf-8")
+    assert text == (tmp_path / "b/legacy_results.json").read_text(encoding="utf-8")
+    assert text == json.dumps(json.loads(text), indent=2, ensure_ascii=False) + "\n"
+    assert json.loads(text)[0]["egpt"] == "a\nb\u2028c\x85d"

@@ -49,7 +49,16 @@ SETTINGS = (
     *("preset", "weights"),
 )
 _DISCARDING = [code.value for code in Code if code.discards]
-_HEAVY = ("token_ids", "token_ms", "text", "feature_hash", "query", "reason", "plain_total_ms", "id", "clip")
+_UNUSED = (
+    *("token_ids", "token_ms", "text", "feature_hash", "query", "reason", "plain_total_ms", "plain_token_ids", "plain_feature_hash"),
+    *("id", "clip", "clip_digest", "study", "block", "job", "finish_reason"),
+)
+"""Columns that no figure of a group is made from; text, tokens and pixels' hashes are most of a file."""
+_OF_A_RUN = (
+    *("sample", "sequence", "repeat", "order", "load_ms", "decode_ms", "total_ms", "new_tokens", "drafted_tokens", "accepted_tokens"),
+    *("sm_clock_mhz", "temperature_c", "power_w"),
+)
+"""What is kept of runs that are not their sample's typical one."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +74,7 @@ class Group:
     typical: pl.DataFrame
     """One row a sample: its typical run; sorted by sample."""
     runs: pl.DataFrame
-    """All accepted runs of the pool, sorted by sample and repeat."""
+    """All accepted runs of the pool, sorted by sample and repeat, with the columns of `_OF_A_RUN`."""
     samples: int
     failed: int
     """Samples without a timed run, for a status other than ok and capped."""
@@ -94,11 +103,19 @@ class Group:
 
 
 def groups(timings: Path | pl.LazyFrame) -> list[Group]:
-    """All groups of a merged file or of its rows, in sorted order. Columns of text and tokens are not read."""
+    """All groups of a merged file or of its rows, in sorted order. Read one after the other: no more than one is held whole."""
     frame = pl.scan_parquet(timings) if isinstance(timings, Path) else timings
-    wanted = [name for name in frame.collect_schema().names() if name not in _HEAVY]
-    data = (
-        frame.select(wanted)
+    keys = frame.select(GROUP).unique().sort(GROUP).collect()
+    return [group for key in keys.rows() for group in _group(frame, key)]
+
+
+def _group(frame: pl.LazyFrame, key: Sequence[Any]) -> list[Group]:
+    """The group, and the pool of its capped runs where it has some."""
+    wanted = [name for name in frame.collect_schema().names() if name not in _UNUSED]
+    here = [pl.col(name).eq_missing(pl.lit(value, pl.String)) for name, value in zip(GROUP, key, strict=True)]
+    rows = (
+        frame.filter(here)
+        .select(wanted)
         .with_columns(
             (pl.col("codes").list.set_intersection(pl.lit(_DISCARDING, dtype=pl.List(pl.String))).list.len().fill_null(0) > 0).alias(
                 "_discard"
@@ -108,36 +125,40 @@ def groups(timings: Path | pl.LazyFrame) -> list[Group]:
             (pl.col("total_ms") - pl.col("load_ms").fill_null(0)).alias("no_load_ms"),
             (pl.col("total_ms") / pl.col("batch").fill_null(1).clip(1)).alias("sample_ms"),
         )
-        .sort(*GROUP, "sample", "repeat")
+        .drop("codes")
+        .sort("sample", "repeat")
         .collect()
     )
-    found: list[Group] = []
-    for (machine, dataset, model, variant, length), rows in data.group_by(GROUP, maintain_order=True):
-        names = (str(machine), str(dataset), str(model), str(variant))
-        settings = {name: rows[name][0] for name in SETTINGS}
-        plain = rows.filter("accepted")
-        capped = rows.filter(pl.col("_capped") & pl.col("_timed") & ~pl.col("_discard"))
-        timed = set(rows.filter("_timed")["sample"])
-        good, over = set(plain["sample"]), set(capped["sample"])
-        group = Group(
-            *names,
-            str(length),
-            settings,
-            _typical(plain),
-            plain,
-            samples=rows["sample"].n_unique(),
-            failed=rows["sample"].n_unique() - len(timed),
-            discarded=len(timed - good - over),
-            capped=len(over - good),
-            discarded_runs=int((rows["_discard"] & rows["_timed"]).sum()),
-            failed_runs=int((~rows["_timed"]).sum()),
-        )
-        found.append(group)
-        if len(capped):
-            # failed and discarded samples stand with the natural pool, and samples that ended by themselves are none of this one's
-            own = {"samples": len(over), "failed": 0, "discarded": 0, "capped": 0, "discarded_runs": 0, "failed_runs": 0}
-            found.append(replace(group, length=CAPPED_POOL, typical=_typical(capped), runs=capped, **own))  # type: ignore[arg-type]
-    return found
+    settings = {name: rows[name][0] for name in SETTINGS}
+    # the same in each row; batch and frames are read as columns too
+    rows = rows.drop(*GROUP, *(name for name in SETTINGS if not rows.schema[name].is_numeric()))
+    plain = rows.filter("accepted")
+    capped = rows.filter(pl.col("_capped") & pl.col("_timed") & ~pl.col("_discard"))
+    timed = set(rows.filter("_timed")["sample"])
+    good, over = set(plain["sample"]), set(capped["sample"])
+    machine, dataset, model, variant, length = map(str, key)
+    group = Group(
+        machine,
+        dataset,
+        model,
+        variant,
+        length,
+        settings,
+        _typical(plain),
+        plain.select(_OF_A_RUN),
+        samples=rows["sample"].n_unique(),
+        failed=rows["sample"].n_unique() - len(timed),
+        discarded=len(timed - good - over),
+        capped=len(over - good),
+        discarded_runs=int((rows["_discard"] & rows["_timed"]).sum()),
+        failed_runs=int((~rows["_timed"]).sum()),
+    )
+    if not len(capped):
+        return [group]
+    # failed and discarded samples stand with the natural pool, and samples that ended by themselves are none of this one's
+    own = {"samples": len(over), "failed": 0, "discarded": 0, "capped": 0, "discarded_runs": 0, "failed_runs": 0}
+    typical, runs = _typical(capped), capped.select(_OF_A_RUN)
+    return [group, replace(group, length=CAPPED_POOL, typical=typical, runs=runs, **own)]  # type: ignore[arg-type]
 
 
 def _typical(runs: pl.DataFrame) -> pl.DataFrame:

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import TracebackType
+from typing import Any, Self
 
 import polars as pl
 
@@ -27,8 +29,10 @@ from stagebench.merge.gather import JobFile
 from stagebench.stages import STAGES, VIEWS
 from stagebench.stats import acceptance, speculative_speedup
 
-__all__ = ["dated_name", "legacy_entries", "prefixes", "write_legacy"]
+__all__ = ["LegacyEntries", "dated_name", "legacy_entries", "prefixes", "write_legacy"]
 
+AT_ONCE = 20_000
+"""Samples whose answers are in memory at once."""
 _TEXT_KEYS = {"llava": "llava-1.5-7b-hf"}
 """The old files hold LLaVA's text under its hub name."""
 
@@ -72,8 +76,8 @@ def _chosen(groups: Sequence[Group], dataset: str, model: str) -> list[Group]:
     return natural or mine[:1]
 
 
-def _rows(group: Group, timings: Path) -> dict[str, dict[str, Any]]:
-    """Sample -> its typical run with text and token ids."""
+def _rows(group: Group, timings: Path, samples: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Sample -> its typical run with text and token ids, for those of `samples` that the group has."""
     length = "natural" if group.length == CAPPED_POOL else group.length
     extra = pl.scan_parquet(timings).filter(
         pl.col("machine") == group.machine,
@@ -81,11 +85,28 @@ def _rows(group: Group, timings: Path) -> dict[str, dict[str, Any]]:
         pl.col("model") == group.model,
         pl.col("variant") == group.variant,
         pl.col("length") == length,
+        pl.col("sample").is_in(samples),
     )
     columns = ["sample", "repeat", "id", "clip", "query", "text", "token_ids", "input"]
-    typical = group.typical.drop([c for c in columns[2:] if c in group.typical.columns])
+    typical = group.typical.filter(pl.col("sample").is_in(samples)).drop([c for c in columns[2:] if c in group.typical.columns])
     frame = typical.lazy().join(extra.select(columns), on=["sample", "repeat"], how="left").sort("sample").collect()
     return {row["sample"]: row for row in frame.iter_rows(named=True)}
+
+
+@dataclass(frozen=True)
+class LegacyEntries:
+    """A dataset's entries, made while they are iterated: a study may hold more answers than memory does."""
+
+    samples: list[str]
+    """Sorted."""
+    make: Callable[[Sequence[str]], list[dict[str, Any]]]
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        for first in range(0, len(self.samples), AT_ONCE):
+            yield from self.make(self.samples[first : first + AT_ONCE])
 
 
 def legacy_entries(
@@ -96,27 +117,31 @@ def legacy_entries(
     files: Sequence[JobFile],
     tokenizers: Mapping[str, str | None],
     splits: Mapping[str, str],
-) -> list[dict[str, Any]]:
+) -> LegacyEntries:
     """One entry a sample of `dataset`, sorted by sample key. splits: sample key -> split, where the plan knows it."""
     names = prefixes(config)
     when = measured_at(files, dataset)
-    runs: dict[str, dict[str, dict[str, Any]]] = {}
-    for model in config.models:
-        for group in _chosen(groups, dataset, model):
-            for sample, row in _rows(group, timings).items():
-                runs.setdefault(sample, {}).setdefault(model, row)
+    chosen = {model: _chosen(groups, dataset, model) for model in config.models}
     reference = config.compare.reference or next(iter(config.models))
-    entries = []
-    for sample, by_model in sorted(runs.items()):
-        first = next(iter(by_model.values()))
-        entry: dict[str, Any] = {"id": first["id"], "split": splits.get(sample, "unknown"), "query": first["query"], "dataset": dataset}
-        entry |= {"sample": sample, "benchmark_datetime": when.replace(tzinfo=None).isoformat() if when else None}
-        for model, row in by_model.items():
-            entry["event_data" if row["input"] == "events" else "video_data"] = row["clip"]
-            entry |= _entry(row, names[model])
-        entry |= _agreement(by_model, reference, names, tokenizers)
-        entries.append(entry)
-    return entries
+
+    def make(samples: Sequence[str]) -> list[dict[str, Any]]:
+        runs: dict[str, dict[str, dict[str, Any]]] = {}
+        for model, pools in chosen.items():
+            for group in pools:
+                for sample, row in _rows(group, timings, samples).items():
+                    runs.setdefault(sample, {}).setdefault(model, row)
+        entries = []
+        for sample, by_model in sorted(runs.items()):
+            first = next(iter(by_model.values()))
+            entry: dict[str, Any] = {"id": first["id"], "split": splits.get(sample, "unknown"), "query": first["query"], "dataset": dataset}
+            entry |= {"sample": sample, "benchmark_datetime": when.replace(tzinfo=None).isoformat() if when else None}
+            for model, row in by_model.items():
+                entry["event_data" if row["input"] == "events" else "video_data"] = row["clip"]
+                entry |= _entry(row, names[model])
+            entries.append(entry | _agreement(by_model, reference, names, tokenizers))
+        return entries
+
+    return LegacyEntries(sorted({s for pools in chosen.values() for group in pools for s in group.typical["sample"]}), make)
 
 
 def _agreement(
@@ -164,17 +189,38 @@ def dated_name(dataset: str, count: int, when: datetime | None) -> str:
     return f"{dataset}_results_n{count}{stamp}.json"
 
 
-def write_legacy(results: Path, entries: Mapping[str, Sequence[Mapping[str, Any]]], files: Sequence[JobFile]) -> list[Path]:
+def write_legacy(results: Path, entries: Mapping[str, LegacyEntries], files: Sequence[JobFile]) -> list[Path]:
     """`legacy_results.json` with all datasets' samples, and a dated copy for each dataset. Returns the paths written."""
-    written = [results / "legacy_results.json"]
-    _write(written[0], [entry for samples in entries.values() for entry in samples])
-    for dataset, samples in entries.items():
-        path = results / dated_name(dataset, len(samples), measured_at(files, dataset))
-        _write(path, samples)
-        written.append(path)
+    together = results / "legacy_results.json"
+    written = [together]
+    with whole_file(together, MergeError) as temporary, _JsonList(temporary) as whole:
+        for dataset, samples in entries.items():
+            path = results / dated_name(dataset, len(samples), measured_at(files, dataset))
+            with whole_file(path, MergeError) as own, _JsonList(own) as part:
+                for entry in samples:
+                    text = json.dumps(entry, indent=2, ensure_ascii=False, allow_nan=False)
+                    whole.add(text)
+                    part.add(text)
+            written.append(path)
     return written
 
 
-def _write(path: Path, value: Any) -> None:
-    with whole_file(path, MergeError) as temporary:
-        temporary.write_text(json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n", encoding="utf-8")
+class _JsonList:
+    """A JSON list on disk, an element at a time, laid out as `json.dumps(list, indent=2)` lays it out."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("w", encoding="utf-8")
+        self._empty = True
+
+    def add(self, text: str) -> None:
+        # line breaks inside a text are escaped: each one here is the layout's
+        self._file.write(("[\n  " if self._empty else ",\n  ") + text.replace("\n", "\n  "))
+        self._empty = False
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        with self._file:
+            if kind is None:
+                self._file.write("[]\n" if self._empty else "\n]\n")
