@@ -98,7 +98,7 @@ def _groups(folder: Path) -> list[Group]:
         table = table.select(known.names).cast(known)
         table.validate(full=True)  # polars takes offsets and UTF-8 on trust
         return groups(pl.DataFrame(table).lazy())
-    except (OSError, ValueError, KeyError, pa.ArrowException, pl.exceptions.PolarsError) as error:
+    except (OSError, ValueError, KeyError, TypeError, pa.ArrowException, pl.exceptions.PolarsError) as error:  # TypeError: a column less
         raise MergeError(f"{path}: cannot be read ({error}). Merge the study again.") from error
 
 

@@ -164,7 +164,7 @@ def test_rows_with_metadata_that_is_no_text(tmp_path: Path) -> None:
     merge(plan, tmp_path)
 
 
-@pytest.mark.parametrize("fault", ["text", "metadata", "type", "garbage"])
+@pytest.mark.parametrize("fault", ["text", "metadata", "type", "column", "garbage"])
 def test_a_strangers_merged_rows(tmp_path: Path, fault: str) -> None:
     good, bad = tmp_path / "good", tmp_path / "bad"
     for folder in (good, bad):
@@ -180,6 +180,8 @@ def test_a_strangers_merged_rows(tmp_path: Path, fault: str) -> None:
         return
     elif fault == "type":
         pl.read_parquet(path).with_columns(pl.lit("x").alias("total_ms")).write_parquet(path)
+    elif fault == "column":  # found by fuzzing: the name of one column changed
+        rewritten(path, table.drop_columns(["accepted"]))
     else:
         path.write_bytes(b"PAR1" + b"\0" * 100 + b"PAR1")
     with pytest.raises(MergeError, match=re.escape(str(path))):

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from stagebench.errors import ModelError
 from stagebench.models import _weights, presets, registry
@@ -152,6 +152,17 @@ def test_weights_of_another_shape_are_refused(llava, tmp_path):
     config["text_config"]["intermediate_size"] = 200
     (tmp_path / "config.json").write_text(json.dumps(config))
     with pytest.raises(ModelError, match=r"config\.json|weights cannot be loaded"):
+        loaded(tmp_path, "llava")
+
+
+def test_a_missing_weight_is_refused(llava, tmp_path):
+    """transformers would fill it with random numbers, and only warn."""
+    copy(llava, tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    name = next(name for name in weights if "mlp.down_proj" in name)
+    del weights[name]
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ModelError, match=r"1 missing keys, the first: .*mlp\.down_proj"):
         loaded(tmp_path, "llava")
 
 
