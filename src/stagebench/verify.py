@@ -202,6 +202,8 @@ def _features_reused(s: _Subject) -> tuple[bool, str]:
         return False, detail
     if again:
         return False, f"ran in encode and again after it: {', '.join(again[:4])}"
+    if not encode_modules:
+        return False, "no module was seen to run in encode, so nothing can be said of what runs after it"
     return True, f"{len(encode_modules)} modules ran in encode, none of them after it"
 
 
@@ -313,15 +315,24 @@ _CHECKS = {
 def _ran(adapter: Adapter) -> Iterator[set[str]]:
     """Names of the parameter-holding modules that run inside."""
     ran: set[str] = set()
-    handles = []
-    for name, module in adapter.language_model().named_modules():
-        if any(True for _ in module.parameters(recurse=False)) and not isinstance(module, nn.Embedding):
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: ran.add(name)))
+    handles = [module.register_forward_pre_hook(lambda *_, name=name: ran.add(name)) for name, module in _watched(adapter)]
     try:
         yield ran
     finally:
         for handle in handles:
             handle.remove()
+
+
+def _watched(adapter: Adapter) -> list[tuple[str, nn.Module]]:
+    """Modules with parameters of their own, embeddings left out: of the language model, of the vision module, and of whatever module the
+    adapter holds itself, for a projector may lie in none of the two."""
+    held = {name: value for name, value in vars(adapter).items() if isinstance(value, nn.Module)}
+    found: dict[int, tuple[str, nn.Module]] = {}
+    for root, whole in {"language model": adapter.language_model(), "vision module": adapter.vision_module(), **held}.items():
+        for name, module in whole.named_modules():
+            if any(True for _ in module.parameters(recurse=False)) and not isinstance(module, nn.Embedding):
+                found.setdefault(id(module), (f"{root}: {name}", module))
+    return list(found.values())
 
 
 def run_verify(plan: Plan, job: TimingJob, output: Path, *, cache: Path, device: str | None = None) -> VerifyReport:

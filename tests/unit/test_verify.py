@@ -157,3 +157,25 @@ def test_a_check_that_raises_has_failed() -> None:
 def test_a_report_without_checks_has_not_passed() -> None:
     with pytest.raises(VerifyError, match="no check ran"):
         VerifyReport("llava", ()).raise_if_failed()
+
+
+def test_a_projector_of_the_adapter_s_own_is_watched() -> None:
+    """It lies neither in the language model nor in the vision module; run again after encode, it is found."""
+    adapter = adapter_of("llava")
+    encode, merge = adapter.encode, adapter.merge
+    adapter.own = torch.nn.Linear(4, 4)  # type: ignore[attr-defined]
+
+    def projected(inputs: Inputs) -> Features:
+        adapter.own(torch.zeros(4))  # type: ignore[attr-defined]
+        return encode(inputs)
+
+    def again(inputs: Inputs, features: Features) -> Prompt:
+        adapter.own(torch.zeros(4))  # type: ignore[attr-defined]
+        return merge(inputs, features)
+
+    adapter.encode = projected  # type: ignore[method-assign]
+    assert failed(report_of(adapter, "llava")) == set()
+    adapter.merge = again  # type: ignore[method-assign]
+    report = report_of(adapter, "llava")
+    assert failed(report) == {"features reused"}
+    assert "own" in next(check.detail for check in report.checks if not check.passed)
