@@ -1,7 +1,7 @@
 """Whole Thrift structs (compact protocol) as trees, to be changed and written again: what the writer makes footers of.
 
 A struct is a dict from field number to (type, value), a list is (type of its elements, elements). A boolean field is its type. Only
-pyarrow's own footers are decoded here, never a file's: what is read from files goes through `_thrift`, which takes nothing on trust.
+pyarrow's own footers are decoded here, never a file's: what is read from files goes through `_compact`, which takes nothing on trust.
 """
 
 from __future__ import annotations
