@@ -49,5 +49,5 @@ def test_a_tie_below_float32_is_one_and_a_choice_is_not():
     parted = first_divergence(made, prompt, (5, 7, order[0]), (5, 7, far))
     assert (parted.step, parted.tie) == (2, False) and parted.gap > 1
     close = first_divergence(made, prompt, (5, 7, order[0]), (5, 7, order[1]))
-    assert close.gap == pytest.approx(gap, rel=1e-5) and close.tie == (gap <= LOGIT_TOLERANCE[torch.bfloat16])
+    assert close.gap == pytest.approx(gap, rel=1e-5) and close.tie == (gap <= 2 * LOGIT_TOLERANCE[torch.bfloat16])
     assert not first_divergence(made, prompt, (5, 7), (5, 7, far)).tie  # one is a prefix of the other: nothing to read

@@ -52,7 +52,8 @@ def first_divergence(adapter: Adapter, prompt: Prompt, a: Sequence[int], b: Sequ
         return None
     step = next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
     exact = adapter.spec.dtype is torch.float32
-    bound = 0.0 if exact else LOGIT_TOLERANCE[adapter.spec.dtype]
+    # each of the two logits may be off by the tolerance, and in opposite directions
+    bound = 0.0 if exact else 2 * LOGIT_TOLERANCE[adapter.spec.dtype]
     if exact or step >= min(len(a), len(b)):
         return Divergence(step, float("inf"), bound)
     logits = _logits_after(adapter, prompt, a[:step])
