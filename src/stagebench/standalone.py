@@ -137,9 +137,9 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
     from stagebench.verify import run_verify
 
     tell = progress or (lambda what, done, of, note: log.info("%s %d/%d %s", what, done, of, note))
-    pace = _Pace()
     plan = build_plan(config, cache, threads=threads)
     plan.write(results / "plan.json")
+    pace = _Pace()
     extracted = timed = clips = samples = 0
     all_clips, all_samples = sum(len(shard.clips) for shard in plan.shards), sum(len(job.block.samples) for job in plan.jobs)
     for shard in plan.shards:

@@ -132,7 +132,11 @@ def test_a_figure_of_an_earlier_report_does_not_stay(results: Path) -> None:
     old = results / "figures/energy.svg"
     assert not old.exists(), "this study has no energy"
     old.write_text("<svg/>")
+    own = results / "figures/mine.svg"
+    own.write_text("<svg/>")
     write_report(results)
+    assert own.exists(), "somebody's own"
+    own.unlink()
     assert not old.exists() and (results / "figures/stages.svg").exists()
 
 

@@ -49,10 +49,9 @@ def write_report(results: Path, *, title: str | None = None) -> Path:
         chart = figure.draw(study)
         if chart is not None:
             drawn.append({"name": figure.name, "title": figure.title, "caption": figure.caption, "svg": _draw(chart, figure.name, results)})
-    kept = {figure["name"] for figure in drawn}
-    for old in (results / "figures").iterdir():  # of an earlier report, which had data for it
-        if old.suffix in (".svg", ".pdf") and old.stem not in kept:
-            old.unlink()
+        else:  # an earlier report may have had data for it
+            for suffix in (".svg", ".pdf"):
+                (results / "figures" / f"{figure.name}{suffix}").unlink(missing_ok=True)
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_HERE), autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True
     )

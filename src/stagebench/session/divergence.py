@@ -28,7 +28,7 @@ JUDGED = 8
 
 BEYOND = 2.5
 """Times the bound of a tie (models/ties.py) by which the two tokens' logits must be apart. Rounding adds up over the tokens before, and
-the judging forward has its own: sound runs of 7b models in bfloat16 on an H200 were seen to part at 0.6 to 1 times it."""
+the judging forward has its own. A healthy pair of a 7b model in bfloat16 on an H200 parted at 0.6 times it."""
 
 
 def check_divergences(
