@@ -130,7 +130,7 @@ def make_rows(
                 if cuda:
                     row |= {f"{stage}_gpu_ms": ms * 0.5 for stage, ms in times.items()} | {"total_gpu_ms": total * 0.5}
                     row |= {f"{stage}_peak_bytes": 1_000_000 * (i + 1) for i, stage in enumerate(STAGES)}
-                row |= {"prompt_tokens": 642, "visual_tokens": 582, "new_tokens": count, "token_ids": ids}
+                row |= {"prompt_tokens": 642, "visual_tokens": 582, "new_tokens": count, "steps": count - 1, "token_ids": ids}
                 row |= {"token_ms": [times["decode"] * (i + 1) / (count - 1) for i in range(count - 1)] if count > 1 else []}
                 row |= {"text": f"a road, said {model}", "encoder_calls": 1, "feature_hash": "00", "kv_bytes": 1000 * count}
                 row |= {"weights_bytes": 10_000, "harness_ms": 0.01, "job": f"{model}-{block}", "codes": []}

@@ -107,7 +107,7 @@ SCHEMA = pa.schema(
         *((name, _MS) for name in ("total_ms", "residual_ms", "ttft_ms")),
         *((f"{stage}_gpu_ms", _MS) for stage in STAGES),
         *((name, _MS) for name in ("total_gpu_ms", "plain_total_ms")),
-        *((name, pa.int32()) for name in ("prompt_tokens", "visual_tokens", "new_tokens")),
+        *((name, pa.int32()) for name in ("prompt_tokens", "visual_tokens", "new_tokens", "steps")),
         *((name, pa.int32()) for name in ("drafted_tokens", "accepted_tokens")),
         ("token_ids", pa.list_(pa.int32())),
         ("token_ms", pa.list_(pa.float32())),
@@ -129,6 +129,8 @@ SCHEMA = pa.schema(
 )
 """Per-batch times stand in every row of the batch; per-sample figures are derived (time / batch).
 
+`steps`: decode steps of the whole batch, the longest answer's new_tokens - 1; samples that only fill the batch have no row but count here,
+so that a time a token is decode_ms / steps, never decode_ms over a row's own tokens.
 `clip_digest`: content digest of the clip's source files, by which rows of unchanged samples are taken over.
 `keep_visual`: share of the visual tokens that the language model was given. `drafted_tokens`, `accepted_tokens`: what an engine that
 guesses ahead proposed, and how much of it the model chose itself; null for other engines.

@@ -178,8 +178,8 @@ class _Pace:
         self.ms: list[float] = []
 
     def watch(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        found = [(r.get("decode_ms"), r.get("new_tokens")) for r in rows if r.get("status") in ("ok", "capped")]
-        self.ms += [ms / (tokens - 1) for ms, tokens in found if ms is not None and tokens is not None and tokens > 1]
+        found = [(r.get("decode_ms"), r.get("steps")) for r in rows if r.get("status") in ("ok", "capped")]
+        self.ms += [ms / steps for ms, steps in found if ms is not None and steps]
 
     def of_frames(self) -> str:
         return f"{self.frames / max(1e-9, time.monotonic() - self.begun):.0f} frames/s"

@@ -116,6 +116,6 @@ def test_the_pace_is_of_the_rows_and_of_the_frames() -> None:
 
     pace = _Pace()
     assert pace.of_tokens() == ""
-    row = {"status": "ok", "decode_ms": 40.0, "new_tokens": 5}
-    pace.watch([row, {**row, "decode_ms": 44.0}, {**row, "decode_ms": 36.0}, {**row, "status": "error"}, {**row, "new_tokens": 1}])
+    row = {"status": "ok", "decode_ms": 40.0, "new_tokens": 3, "steps": 4}
+    pace.watch([row, {**row, "decode_ms": 44.0}, {**row, "decode_ms": 36.0}, {**row, "status": "error"}, {**row, "steps": 0}])
     assert pace.of_tokens() == "10 ± 1.1 ms/token"  # 9, 10, 11: 1.96 * 1 / sqrt(3)

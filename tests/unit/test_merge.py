@@ -380,7 +380,8 @@ def test_frame_counts_are_compared_along_their_axis(tmp_path: Path) -> None:
 
 def test_a_batch_decodes_until_its_longest_answer(tmp_path: Path) -> None:
     def batched(row: dict[str, Any]) -> dict[str, Any]:
-        return {**row, "order": 0, "decode_ms": 1000.0, "new_tokens": 51 if row["sample"].startswith("seq_00/000000") else 11}
+        own = 21 if row["sample"].startswith("seq_00/000000") else 11
+        return {**row, "order": 0, "decode_ms": 1000.0, "new_tokens": own, "steps": 50}  # the longest answer is one that fills the batch
 
     variants = {"b4": {"batch": 4}}
     merge(make_study(tmp_path, samples=4, sequences=2, blocks=1, lengths=("natural",), edit=batched, variants=variants), tmp_path)

@@ -363,6 +363,28 @@ def test_a_batch_is_always_full_and_gives_each_sample_one_row(subject):
     assert {r["clip"]: r["token_ids"] for r in outcome.rows} == single
 
 
+def test_steps_are_the_whole_batch_s_also_where_the_longest_answer_only_fills_it(subject):
+    class Ends:
+        """The first answer of each batch ends after two tokens, as if it had met EOS; the batch decodes on for the others."""
+
+        name = "ends"
+
+        def __init__(self):
+            self.inner = engines.create("generate")
+
+        def prepare(self, *arguments):
+            return self.inner.prepare(*arguments)
+
+        def run(self, merge, decoding, clock):
+            tokens = self.inner.run(merge, decoding, clock)
+            return replace(tokens, ids=(tokens.ids[0][:2], *tokens.ids[1:]))
+
+    settings = replace(FIXED, batch=2, lengths=("6",))
+    last = measured(replace(subject, engine=Ends()), 3, settings, limits=Limits(1000, 1e9)).rows[-1]
+    assert last["order"] == 1 and (last["new_tokens"], last["steps"]) == (2, 5)
+    assert last["limit_ms"] / last["share_of_limit"] == pytest.approx(last["decode_ms"] / last["steps"])
+
+
 def test_resume_measures_the_rest_only(subject, tmp_path):
     path = tmp_path / "job.parquet.journal"
 

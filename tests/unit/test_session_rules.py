@@ -29,7 +29,7 @@ def task(n, **changes):
 
 def row(order, **values):
     base = dict.fromkeys(SCHEMA.names) | {"sample": f"s{order}", "order": order, "repeat": 0, "length": "8", "status": "ok", "codes": []}
-    times = {"encode_ms": 10.0, "prefill_ms": 30.0, "decode_ms": 70.0, "total_ms": 120.0, "new_tokens": 8}
+    times = {"encode_ms": 10.0, "prefill_ms": 30.0, "decode_ms": 70.0, "total_ms": 120.0, "new_tokens": 8, "steps": 7}
     return base | times | {"clip": f"c{order}", "clip_digest": f"d{order}", "query": "q", "codes": []} | values
 
 
@@ -169,8 +169,15 @@ class TestJobChecks:
         assert found[0].code is Code.WARN_DRIFT and "ms per token" in found[0].text
 
     def test_answers_that_grow_longer_are_no_drift(self):
-        rows = [row(n, new_tokens=8 + n, decode_ms=10.0 * (7 + n) * f) for n, f in enumerate(noisy(30))]
+        rows = [row(n, new_tokens=8 + n, steps=7 + n, decode_ms=10.0 * (7 + n) * f) for n, f in enumerate(noisy(30))]
         assert validity.check_drift(rows) == []
+
+    def test_answers_that_fill_a_batch_unequally_are_no_drift(self):
+        """Each batch takes 40 steps of one pace; only the rows' own answers grow."""
+        rows = [row(n, new_tokens=8 + n, steps=40, decode_ms=400.0 * f) for n, f in enumerate(noisy(30))]
+        assert validity.check_drift(rows) == []
+        rows[0] |= {"new_tokens": 2}
+        assert validity.check_first(rows) == []
 
     def test_drift_is_rarely_seen_in_noise(self):
         seen = sum(

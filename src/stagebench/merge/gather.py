@@ -24,7 +24,7 @@ from stagebench.rows import SCHEMA, Code, Status
 __all__ = ["MERGED_SCHEMA", "Gathered", "JobFile", "PlanLike", "difference", "gather"]
 
 MERGED_SCHEMA = pa.schema([("machine", pa.string()), *SCHEMA, ("ms_per_token", pa.float64()), ("accepted", pa.bool_())])
-"""A timing row with the machine's label, decode_ms / (new_tokens - 1), and whether the row enters means."""
+"""A timing row with the machine's label, decode_ms / steps, and whether the row enters means."""
 
 _DISCARDING = [code.value for code in Code if code.discards]
 
@@ -285,12 +285,10 @@ def _rows(file: JobFile) -> pa.Table:
         )
     discarded = pl.col("codes").list.set_intersection(pl.lit(_DISCARDING, dtype=pl.List(pl.String))).list.len().fill_null(0) > 0
     counts = (pl.col("status") == Status.OK) | ((pl.col("status") == Status.CAPPED) & (pl.col("length") != "natural"))
-    # a batch decodes until its longest answer ends
-    steps = pl.col("new_tokens").max().over("order", "length", "repeat") if frame["batch"].max() != 1 else pl.col("new_tokens")
     frame = frame.sort(*key).select(
         pl.lit(file.machine_label).alias("machine"),
         *SCHEMA.names,
-        pl.when(steps > 1).then(pl.col("decode_ms") / (steps - 1)).alias("ms_per_token"),
+        pl.when(pl.col("steps") > 0).then(pl.col("decode_ms") / pl.col("steps")).alias("ms_per_token"),
         (counts & ~discarded & pl.col("total_ms").is_finite().fill_null(False)).fill_null(False).alias("accepted"),
     )
     return frame.to_arrow().cast(MERGED_SCHEMA)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from stagebench.machine import ENERGY_PERIODS, EnergyCounter, Reading
-from stagebench.models.base import Decoding
+from stagebench.models.base import Decoding, Tokens
 from stagebench.rows import SCHEMA, Code, Status
 from stagebench.session.order import Group, Task
 from stagebench.session.run import Run
@@ -122,6 +122,7 @@ def _row(
         "prompt_tokens": run.prompt_tokens[index],
         "visual_tokens": run.visual_tokens[index],
         "new_tokens": len(ids),
+        "steps": _steps(run.tokens),
         "drafted_tokens": run.tokens.drafted,
         "accepted_tokens": run.tokens.accepted,
         "token_ids": list(ids),
@@ -213,12 +214,17 @@ def _stage_energy(m: Measured) -> dict[str, float]:
     return {f"{stage}_energy_j": mj * 1e-3 for stage, mj in times.energy_mj.items() if times.host_ms[stage] >= shortest}
 
 
+def _steps(tokens: Tokens) -> int:
+    """Decode steps of the batch: it decodes until its longest answer ends, be that a row's or that of a sample which only fills it."""
+    return max(1, max(map(len, tokens.ids), default=1)) - 1
+
+
 def _limit(m: Measured, limits: Limits | None) -> dict[str, Any]:
     """The batch's limit per step. Absent where nothing was decoded after the first token, or the cache does not tell its size."""
     tokens, times = m.run.tokens, m.run.times
     if limits is None or tokens is None or times is None or tokens.kv_bytes is None:
         return {}
-    steps = max(len(ids) for ids in tokens.ids) - 1
+    steps = _steps(tokens)
     decode_ms = times.host_ms.get("decode", 0.0)
     if steps < 1 or decode_ms <= 0:
         return {}

@@ -200,7 +200,7 @@ def _fixed_cost(row: Mapping[str, Any]) -> float | None:
 
 
 def _per_token(row: Mapping[str, Any]) -> float | None:
-    return row["decode_ms"] / (row["new_tokens"] - 1) if row["decode_ms"] and (row["new_tokens"] or 0) > 1 else None
+    return row["decode_ms"] / row["steps"] if row["decode_ms"] and row["steps"] else None
 
 
 _METRICS: Mapping[str, Callable[[Mapping[str, Any]], float | None]] = {"encode + prefill": _fixed_cost, "ms per token": _per_token}
