@@ -121,3 +121,24 @@ def test_an_index_that_points_out_of_the_root_is_refused(served: tuple[Server, P
 def test_an_address_is_asked_for_by_name(study: Study) -> None:
     run = study.run("--dry-run", snakefile=FETCH, check=False)
     assert run.status and "remote is None, expected an address for each of the datasets ['demo']" in run.text
+
+
+def test_datasets_that_share_a_root_are_all_fetched(served: tuple[Server, Path], study: Study) -> None:
+    """One index names the first clip, the other one the rest."""
+    server, folder = served
+    entries = json.loads((folder / INDEX).read_text())
+    (folder / INDEX).write_text(json.dumps(entries[:1]))
+    (folder / "rest.json").write_text(json.dumps(entries[1:]))
+    config = yaml.safe_load((study.folder / "config.yaml").read_text())
+    (name,) = config["datasets"]
+    config["datasets"]["rest"] = {**config["datasets"][name], "index": "rest.json"}
+    (study.folder / "config.yaml").write_text(yaml.safe_dump(config))
+    quick = ("--storage-http-max-requests-per-second", "1000", "--workflow-profile", "none")
+    both = {name: server.address, "rest": server.address}
+    study.run(*quick, "--config", f"remote={json.dumps(both)}", snakefile=FETCH)
+    videos = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*.mp4"))
+    assert len(videos) > 1 and server.got() == sorted([INDEX, "rest.json", *videos])
+
+    apart = {name: server.address, "rest": "http://127.0.0.1:9/elsewhere"}
+    run = study.run(*quick, "--config", f"remote={json.dumps(apart)}", snakefile=FETCH, check=False)
+    assert run.status and "share the folder" in run.text
