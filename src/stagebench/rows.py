@@ -64,6 +64,8 @@ class Code(StrEnum):
     """Other processes were on the device."""
     WARN_UNSEEN = "warn_unseen"
     """The device does not show what a rule looks at (throttle reasons, other processes): the rule saw nothing, for it could not."""
+    WARN_UNJUDGED = "warn_unjudged"
+    """A plain run said something else, and asking the model whether rounding explains it failed."""
     WARN_SIDE_BY_SIDE = "warn_side_by_side"
     """timing.exclusive was false: other timing jobs may have run on this machine."""
     WARN_HARNESS = "warn_harness"

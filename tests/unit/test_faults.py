@@ -71,7 +71,7 @@ class Timed:
         self.job = read_metadata(output)["job"]
 
     def text(self, code: Code) -> str:
-        return next((f.text for f in self.report.findings if f.code is code), "")
+        return "\n".join(f.text for f in self.report.findings if f.code is code)
 
     def marked(self, code: Code) -> list[bool]:
         return [code.value in row["codes"] for row in self.rows]
@@ -267,25 +267,28 @@ def test_a_hook_that_costs_time_is_invalid(timed: Any, monkeypatch: pytest.Monke
     assert all(result.marked(Code.INVALID_PLAIN_DIFFERS)) and not result.report.valid
 
 
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_a_plain_run_that_says_something_else_is_invalid(timed: Any, adapted: Any, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
-    """One token of each plain run is another one. In bfloat16 nine pairs are too few for statistics: the model's own logits tell."""
-    create = engines.create
+class Forked:
+    """One token of each plain run is another one."""
 
-    class Forked:
-        name = "forked"
+    name = "forked"
 
-        def __init__(self) -> None:
-            self.inner = create("generate")
+    def __init__(self) -> None:
+        self.inner = engines_create("generate")
 
-        def prepare(self, *arguments: Any) -> Any:
-            return self.inner.prepare(*arguments)
+    def prepare(self, *arguments: Any) -> Any:
+        return self.inner.prepare(*arguments)
 
-        def run(self, merge: Any, decoding: Any, clock: StageClock) -> Any:
-            tokens = self.inner.run(merge, decoding, clock)
-            other = tuple((*ids[:-1], 7 if ids[-1] != 7 else 8) for ids in tokens.ids)
-            return tokens if clock.sync else replace(tokens, ids=other)
+    def run(self, merge: Any, decoding: Any, clock: StageClock) -> Any:
+        tokens = self.inner.run(merge, decoding, clock)
+        other = tuple((*ids[:-1], 7 if ids[-1] != 7 else 8) for ids in tokens.ids)
+        return tokens if clock.sync else replace(tokens, ids=other)
 
+
+engines_create = engines.create
+
+
+def forked(monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    """In bfloat16 nine pairs are too few for statistics: the model's own logits tell."""
     if dtype == "bfloat16":
         load = job_module.load_adapter
 
@@ -296,10 +299,51 @@ def test_a_plain_run_that_says_something_else_is_invalid(timed: Any, adapted: An
         monkeypatch.setattr(job_module, "load_adapter", half)
         monkeypatch.setattr(job_module.validity, "_fisher", lambda *_: 1.0)
     monkeypatch.setattr(job_module.engines, "create", lambda name: Forked())
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_plain_run_that_says_something_else_is_invalid(timed: Any, monkeypatch: pytest.MonkeyPatch, dtype: str) -> None:
+    forked(monkeypatch, dtype)
     result = timed("plain")
     assert result.rows[0]["dtype"] == dtype
     said = result.text(Code.INVALID_PLAIN_DIFFERS)
     assert ("rounding does not explain it" in said) if dtype == "bfloat16" else ("tokens differ in" in said)
+
+
+class Killed(BaseException):
+    pass
+
+
+def killed_after(samples: int) -> Any:
+    def die(done: int, total: int) -> None:
+        if done == samples:
+            raise Killed
+
+    return die
+
+
+def test_a_divergence_from_before_a_kill_is_judged(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All that parted lies in the journal: the process that writes the file measures nothing."""
+    forked(monkeypatch, "bfloat16")
+    with pytest.raises(Killed):
+        timed("plain", progress=killed_after(RUNS))
+    result = timed("plain")
+    assert result.report.resumed == RUNS
+    assert "rounding does not explain it" in result.text(Code.INVALID_PLAIN_DIFFERS) and all(result.marked(Code.INVALID_PLAIN_DIFFERS))
+
+
+def test_a_divergence_that_cannot_be_judged_is_said(timed: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The forward that judges runs out of memory after all is measured: no row is lost, and the first call already says so."""
+    forked(monkeypatch, "bfloat16")
+
+    def full(*_: Any) -> Any:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(sys.modules["stagebench.session.divergence"], "first_divergence", full)
+    result = timed("plain")
+    said = result.text(Code.WARN_UNJUDGED)
+    assert len(result.rows) == RUNS and "tokens of 8 samples differ" in said and "OutOfMemoryError: CUDA out of memory" in said
+    assert not result.text(Code.INVALID_PLAIN_DIFFERS)
 
 
 def test_an_encoder_called_again_is_invalid(timed: Any, adapted: Any) -> None:
@@ -353,6 +397,32 @@ def test_a_clock_that_drops_is_discarded(timed: Any, gpu: Any) -> None:
     gpu(mhz=lambda run: 1200 if run == 4 else 1980)
     result = timed()
     assert [n for n, bad in enumerate(result.marked(Code.DISCARDED_CLOCK)) if bad] == [4]
+
+
+def test_a_clock_that_dropped_before_a_kill_is_discarded(timed: Any, gpu: Any) -> None:
+    nvml = gpu(mhz=lambda run: 1200 if run == 2 else 1980)
+    with pytest.raises(Killed):
+        timed(progress=killed_after(5))
+    nvml.mhz = lambda run: 1980
+    result = timed()
+    assert result.report.resumed == 5
+    assert [n for n, bad in enumerate(result.marked(Code.DISCARDED_CLOCK)) if bad] == [2]
+    assert result.text(Code.DISCARDED_CLOCK)
+
+
+def test_a_cold_first_sample_from_before_a_kill_is_said(timed: Any, adapted: Any) -> None:
+    calls = itertools.count()
+
+    def encode(own: Any, inputs: Any) -> Any:
+        if next(calls) == 2:  # the first call and one warm-up run went before
+            time.sleep(0.4)
+        return own(inputs)
+
+    adapted(encode=encode)
+    with pytest.raises(Killed):
+        timed(progress=killed_after(RUNS))
+    result = timed()
+    assert result.report.resumed == RUNS and result.marked(Code.WARN_FIRST_SLOW) == [True] + [False] * (RUNS - 1)
 
 
 def test_neighbours_are_named_by_pid(timed: Any, gpu: Any) -> None:
@@ -444,15 +514,8 @@ def test_an_anchor_that_drifts_marks_the_job(timed: Any, monkeypatch: pytest.Mon
 def test_a_resume_on_another_machine_starts_again_and_says_so(
     timed: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path
 ) -> None:
-    class Killed(BaseException):
-        pass
-
-    def die(done: int, total: int) -> None:
-        if done == 3:
-            raise Killed
-
     with pytest.raises(Killed):
-        timed(progress=die)
+        timed(progress=killed_after(3))
     own = machine.fingerprint
     monkeypatch.setattr(machine, "fingerprint", lambda *a: own(*a) | {"digest": "another", "cpu": {"model": "another"}})
     with caplog.at_level(logging.WARNING):

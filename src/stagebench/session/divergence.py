@@ -34,7 +34,8 @@ the judging forward has its own. A healthy pair of a 7b model in bfloat16 on an 
 def check_divergences(
     rows: Sequence[Mapping[str, Any]], tasks: Sequence[Task], adapter: Adapter, loader: FrameLoader, *, temperature: float
 ) -> list[Finding]:
-    """INVALID_PLAIN_DIFFERS for the first sample whose plain run parts from its instrumented ones where rounding cannot have done it.
+    """INVALID_PLAIN_DIFFERS for the first sample whose plain run parts from its instrumented ones where rounding cannot have done it,
+    and WARN_UNJUDGED where asking the model failed: all is measured by then, and must not be lost for it.
 
     Only greedy runs below float32 are judged: in float32 any difference is a fault already, and a drawn token needs no tie to differ.
     Samples that differ among their own instrumented runs are left to the statistical rule. Never inside a timed window.
@@ -42,12 +43,33 @@ def check_divergences(
     if temperature > 0 or adapter.spec.dtype is torch.float32:
         return []
     by_key = {task.sample: task for task in tasks}
+    failed: list[str] = []
+    findings: list[Finding] = []
     for (sample, length), (ours, plain) in sorted(_parted(rows).items())[:JUDGED]:
-        found = _first(adapter, loader, by_key[sample], ours, plain)
-        if found is not None and found.gap > BEYOND * found.bound:
+        found, failure = _tried(adapter, loader, by_key[sample], ours, plain)
+        if failure is not None:
+            failed.append(f"{sample} at length {length} ({failure})")
+        elif found is not None and found.gap > BEYOND * found.bound:
             text = f"tokens of {sample} at length {length} differ without instrumentation, and rounding does not explain it: {found}"
-            return [Finding(Code.INVALID_PLAIN_DIFFERS, text)]
-    return []
+            findings.append(Finding(Code.INVALID_PLAIN_DIFFERS, text))
+            break
+    if failed:
+        text = f"tokens of {len(failed)} samples differ without instrumentation, and the model could not be asked whether rounding did it: "
+        findings.append(Finding(Code.WARN_UNJUDGED, f"{text}{failed[0]}"))
+    return findings
+
+
+def _tried(adapter: Adapter, loader: FrameLoader, task: Task, ours: Sequence[int], plain: Sequence[int]) -> tuple[Any, str | None]:
+    """(divergence, None), or (None, why there is none)."""
+    try:
+        return _first(adapter, loader, task, ours, plain), None
+    except Exception as error:  # out of memory, a path of the adapter that nothing else takes, a lost device: no row depends on it
+        log.warning("%s: its divergence cannot be judged: %s", task.sample, error, exc_info=log.isEnabledFor(logging.DEBUG))
+        failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        full = isinstance(error, torch.OutOfMemoryError)
+    if full and adapter.device.type == "cuda":  # outside the handler, whose traceback keeps the failed forward's tensors
+        torch.cuda.empty_cache()
+    return None, failure
 
 
 def _parted(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[list[int], list[int]]]:

@@ -180,7 +180,7 @@ class _Job:
         after = machine.anchor(self.device)
         found = quality(plain, adapter)
         findings = self._judge(outcome, before, after, host, monitor, busy)
-        findings += check_divergences(outcome.fresh, tasks, adapter, loader, temperature=self.settings.temperature)
+        findings += check_divergences(_measured(outcome), tasks, adapter, loader, temperature=self.settings.temperature)
         worked = self._device_busy(subject, tasks) if self.profile and outcome.fresh else None
         _mark(outcome, findings)
         statuses = _count(outcome.rows)
@@ -313,11 +313,15 @@ class _Job:
         monitor: machine.Monitor,
         busy: float,
     ) -> list[Finding]:
-        """What the job as a whole shows. Row codes of single samples are set here too, where they need the others."""
-        fresh = outcome.fresh
-        measured = [row for row in outcome.rows if Code.REUSED.value not in row["codes"]]
-        found = [*validity.check_clocks(fresh), *validity.check_first(fresh), *validity.check_drift(fresh)]
-        found += [*validity.check_plain(measured), *validity.check_outputs(measured), *validity.check_harness(fresh)]
+        """What the job as a whole shows. Row codes of single samples are set here too, where they need the others.
+
+        Rows from the journal were measured for this job and are judged with the rest; those taken over were judged in their own.
+        """
+        measured = _measured(outcome)
+        found = list(validity.check_clocks(measured))
+        for one in _by_process(measured):  # a process has a first sample, and a drift, of its own
+            found += [*validity.check_first(one), *validity.check_drift(one)]
+        found += [*validity.check_plain(measured), *validity.check_outputs(measured), *validity.check_harness(measured)]
         drift = machine.anchor_drift(before, after)
         bound = machine.ANCHOR_BOUND["cuda" if self.device.startswith("cuda") else "cpu"]
         if drift > bound:
@@ -357,9 +361,21 @@ _ON_ALL_ROWS = {
 
 def _mark(outcome: Outcome, findings: list[Finding]) -> None:
     whole = {finding.code.value for finding in findings if finding.code in _ON_ALL_ROWS}
-    for row in outcome.rows:
-        if Code.REUSED.value not in row["codes"]:
-            row["codes"] = sorted({*row["codes"], *whole})
+    for row in _measured(outcome):
+        row["codes"] = sorted({*row["codes"], *whole})
+
+
+def _measured(outcome: Outcome) -> list[dict[str, Any]]:
+    """Rows that this job measured, be it before it was killed; those taken over from other jobs left out."""
+    return [row for row in outcome.rows if Code.REUSED.value not in row["codes"]]
+
+
+def _by_process(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
+    """Each process that worked on this job stamps its rows with its own start."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in rows:
+        found.setdefault(row["job"], []).append(row)
+    return list(found.values())
 
 
 def _count(rows: list[dict[str, Any]]) -> dict[str, int]:
