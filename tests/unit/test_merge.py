@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import jsonschema
+import numpy as np
 import polars as pl
 import pyarrow.parquet as pq
 import pytest
@@ -100,6 +101,39 @@ def test_times_that_waited_for_a_cpu_have_no_clear_word(tmp_path: Path, waiting:
     assert rows["eventgpt", "natural", "new_tokens"]["verdict"] == "FEWER"
     stages = {r["model"]: r["cpu_wait_share"] for r in table(tmp_path, "stages")}
     assert stages[waiting] == pytest.approx(0.2, rel=1e-3)
+
+
+def in_batches(size: int, sigma: float = 0.0) -> Any:
+    """An `edit` that puts a job's samples into batches: one total a batch, repeat and model, and a noise that its samples share."""
+    seen: dict[tuple[str, ...], list[str]] = {}
+
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        there = seen.setdefault((row["model"], row["job"], row["variant"]), [])
+        if row["sample"] not in there:
+            there.append(row["sample"])
+        order = there.index(row["sample"]) // size
+        seed = [order, *f"{row['model']}{row['job']}{row['variant']}".encode()]
+        noise = float(np.exp(np.random.default_rng(seed).normal(0, sigma)))
+        return {**row, "batch": size, "order": order, "total_ms": 400.0 * noise, "encode_ms": 10 * noise}
+
+    return edit
+
+
+def test_a_batchs_noise_is_no_evidence_of_many_samples(tmp_path: Path) -> None:
+    """Two equal models in batches of 4 samples: the words rest on 12 batches, not on 48 samples; on two batches there is no word."""
+    equal = {"eventgpt": {}, "video_llava": {}}
+    wide = {"models": equal, "variants": {"b-0": {"batch": 4}}, "samples": 48, "sequences": 8, "lengths": ("16",)}
+    merge(make_study(tmp_path / "a", **wide, edit=in_batches(4, 0.03)), tmp_path / "a")
+    row = next(r for r in table(tmp_path / "a", "comparison") if r["metric"] == "total")
+    assert row["method"] == "studentised (sequences and batches)" and row["n"] == 48
+    logs = [math.log(v) for v in sorted({r["total_ms"] for r in pl.read_parquet(tmp_path / "a/timings.parquet").to_dicts()})]
+    assert len(logs) == 24, "12 batches a model"
+    assert math.log(row["high"] / row["low"]) > 2 * 2.2 * math.sqrt(2) * 0.015 / math.sqrt(12), "no narrower than 12 batches allow"
+    assert stage(tmp_path / "a", "eventgpt", "16")["total_high_ms"] > stage(tmp_path / "a", "eventgpt", "16")["total_low_ms"] * 1.01
+    merge(make_study(tmp_path / "b", **{**wide, "blocks": 1}, edit=in_batches(24, 0.03)), tmp_path / "b")
+    few = {r["metric"]: r for r in table(tmp_path / "b", "comparison")}
+    assert (few["total"]["verdict"], few["total"]["low"], few["total"]["method"]) == ("AMBIGUOUS", None, "none")
+    assert few["new_tokens"]["verdict"] == "SAME", "how much is said is each sample's own"
 
 
 def test_shuffled_input_gives_equal_bytes(tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ __all__ = [
     "GROUP",
     "METRICS",
     "Group",
+    "batches_of",
     "cpu_wait_share",
     "distribution_rows",
     "disturbed",
@@ -51,12 +52,12 @@ SETTINGS = (
 _DISCARDING = [code.value for code in Code if code.discards]
 _UNUSED = (
     *("token_ids", "token_ms", "text", "feature_hash", "query", "reason", "plain_total_ms", "plain_token_ids", "plain_feature_hash"),
-    *("id", "clip", "clip_digest", "study", "block", "job", "finish_reason"),
+    *("id", "clip", "clip_digest", "study", "block", "finish_reason"),
 )
 """Columns that no figure of a group is made from; text, tokens and pixels' hashes are most of a file."""
 _OF_A_RUN = (
     *("sample", "sequence", "repeat", "order", "load_ms", "decode_ms", "total_ms", "new_tokens", "drafted_tokens", "accepted_tokens"),
-    *("sm_clock_mhz", "temperature_c", "power_w"),
+    *("sm_clock_mhz", "temperature_c", "power_w", "batch_of"),
 )
 """What is kept of runs that are not their sample's typical one."""
 
@@ -101,6 +102,11 @@ class Group:
     def sequences(self) -> list[str]:
         return [str(s) for s in self.typical["sequence"].fill_null("")]
 
+    @property
+    def batches(self) -> list[list[str]]:
+        """Of the typical runs, as `stats` takes it."""
+        return batches_of(self.typical)
+
 
 def groups(timings: Path | pl.LazyFrame) -> list[Group]:
     """All groups of a merged file or of its rows, in sorted order. Read one after the other: no more than one is held whole."""
@@ -124,8 +130,9 @@ def _group(frame: pl.LazyFrame, key: Sequence[Any]) -> list[Group]:
             ((pl.col("status") == Status.CAPPED.value) & (pl.col("length") == "natural")).alias("_capped"),
             (pl.col("total_ms") - pl.col("load_ms").fill_null(0)).alias("no_load_ms"),
             (pl.col("total_ms") / pl.col("batch").fill_null(1).clip(1)).alias("sample_ms"),
+            _batch_of(wanted).alias("batch_of"),
         )
-        .drop("codes")
+        .drop("codes", "job", strict=False)
         .sort("sample", "repeat")
         .collect()
     )
@@ -161,6 +168,17 @@ def _group(frame: pl.LazyFrame, key: Sequence[Any]) -> list[Group]:
     return [group, replace(group, length=CAPPED_POOL, typical=typical, runs=runs, **own)]  # type: ignore[arg-type]
 
 
+def _batch_of(columns: Sequence[str]) -> pl.Expr:
+    """Name of the batch that a row was measured in: its job and its place in the job's order; null for a sample measured by itself."""
+    where = [pl.col(name).cast(pl.String).fill_null("") for name in ("job", "order") if name in columns]
+    return pl.when(pl.col("batch") > 1).then(pl.concat_str(where, separator="/"))
+
+
+def batches_of(*sides: pl.DataFrame) -> list[list[str]]:
+    """For each side, rows of the same samples, that was measured in batches: which batch each is of. See stats/clustering.py."""
+    return [side["batch_of"].fill_null("").to_list() for side in sides if side["batch_of"].null_count() < len(side)]
+
+
 def _typical(runs: pl.DataFrame) -> pl.DataFrame:
     rank = pl.int_range(pl.len()).over("sample")
     middle = ((pl.len() - 1) // 2).over("sample")
@@ -184,12 +202,13 @@ def _mean(values: npt.NDArray[np.float64]) -> float | None:
 def _interval(
     group: Group, values: npt.NDArray[np.float64], confidence: float, resamples: int
 ) -> tuple[float | None, float | None, float | None]:
-    """Geometric mean of a time with its interval, clustered by sequence."""
+    """Geometric mean of a time with its interval, clustered by sequence, and by batch where there are batches."""
     keep = np.isfinite(values) & (values > 0)
     if not keep.any():
         return None, None, None
     clusters = [s for s, k in zip(group.sequences, keep, strict=True) if k]
-    logs = cluster_interval(np.log(values[keep]), clusters, confidence=confidence, resamples=resamples)
+    batches = [[b for b, k in zip(names, keep, strict=True) if k] for names in group.batches]
+    logs = cluster_interval(np.log(values[keep]), clusters, batches=batches, confidence=confidence, resamples=resamples)
     return math.exp(logs.mean), None if logs.low is None else math.exp(logs.low), None if logs.high is None else math.exp(logs.high)
 
 
@@ -343,7 +362,10 @@ def _slope(group: Group, confidence: float) -> dict[str, Any]:
     names = ("slope_ms_per_token", "slope_low", "slope_high", "intercept_ms", "intercept_low", "intercept_high")
     runs = group.runs.filter(pl.col("decode_ms").is_not_null() & pl.col("new_tokens").is_not_null())
     steps = (runs["new_tokens"] - 1).cast(pl.Float64).to_numpy()
-    fit = fit_line(steps, runs["decode_ms"].to_numpy(), [str(s) for s in runs["sequence"]], confidence=confidence) if len(runs) else None
+    if not len(runs):
+        return dict.fromkeys(names)
+    clusters, batches = [str(s) for s in runs["sequence"]], batches_of(runs)
+    fit = fit_line(steps, runs["decode_ms"].to_numpy(), clusters, batches=batches, confidence=confidence)
     if fit is None:
         return dict.fromkeys(names)
     values = (fit.slope, fit.slope_low, fit.slope_high, fit.intercept, fit.intercept_low, fit.intercept_high)

@@ -18,7 +18,7 @@ import polars as pl
 from stagebench.config import Config
 from stagebench.merge.analysis import METRICS, SETTINGS, Group, disturbed, longest_wait
 from stagebench.merge.comparison import NO_PAIRS, paired, ratio_row
-from stagebench.stats import Ratio, Verdict, cluster_interval, fit_line, unpaired_ratio, verdict
+from stagebench.stats import MIN_BATCHES, Verdict, cluster_interval, fit_line, sequence_ratio, unpaired_ratio
 
 __all__ = ["AXES", "axis_rows", "seconds_of"]
 
@@ -100,14 +100,14 @@ def _rank(values: Sequence[Any], place: _Place) -> tuple[int, str]:
 
 def _row(axis: str, place: _Place, first: _Place, metric: str, config: Config) -> dict[str, Any]:
     group, c = place.group, config.compare
-    values, clusters = _values(group, metric)
+    values, clusters, batches = _values(group, metric)
     row: dict[str, Any] = {"machine": group.machine, "dataset": group.dataset, "model": group.model}
     row |= {"variant": group.variant, "length": group.length, "axis": axis, "value": place.label, "x": place.x}
     row |= {"unit": "s" if axis == DATASET else axis, "metric": metric.removesuffix("_ms"), "n": len(values)}
     row |= {"failed": group.failed, "discarded": group.discarded, "capped": group.capped, "against": first.label}
     row |= dict.fromkeys(("median", "gmean", "gmean_low", "gmean_high"))
     if len(values):
-        whole = cluster_interval(np.log(values), clusters, confidence=c.confidence, resamples=c.resamples)
+        whole = cluster_interval(np.log(values), clusters, batches=batches, confidence=c.confidence, resamples=c.resamples)
         limits = (None if limit is None else float(np.exp(limit)) for limit in (whole.low, whole.high))
         row |= {"median": float(np.median(values)), "gmean": float(np.exp(whole.mean))}
         row |= dict(zip(("gmean_low", "gmean_high"), limits, strict=True))
@@ -121,19 +121,17 @@ def _ratio(place: _Place, first: _Place, metric: str, config: Config) -> dict[st
     if place.group.dataset == first.group.dataset:
         row = ratio_row(paired(place.group, first.group), metric, config)
         return {"pairs": row["n"], "how": PAIRED} | {name: row[name] for name in ("ratio", "low", "high", "verdict")}
-    (values, clusters), (others, other_clusters) = _values(place.group, metric), _values(first.group, metric)
+    (values, clusters, batches), (others, other_clusters, other_batches) = _values(place.group, metric), _values(first.group, metric)
     if not len(values) or not len(others):
         return {"pairs": 0, "how": UNPAIRED, "ratio": None, "low": None, "high": None, "verdict": NO_PAIRS}
     c = config.compare
-    common = sorted(set(clusters) & set(other_clusters))
-    if len(common) >= _MIN_SEQUENCES:
-        logs = np.array([_log_mean(values, clusters, name) - _log_mean(others, other_clusters, name) for name in common])
-        found = cluster_interval(logs, common, confidence=c.confidence, resamples=c.resamples)
-        low, high = (None if limit is None else float(np.exp(limit)) for limit in (found.low, found.high))
-        ratio = Ratio(float(np.exp(found.mean)), low, high, found.n, found.clusters, found.method, verdict(low, high, c.same_within))
-        how, pairs = BY_SEQUENCE, len(common)
+    settings: dict[str, Any] = {"batches": batches, "reference_batches": other_batches}
+    settings |= {"confidence": c.confidence, "same_within": c.same_within}
+    if len(set(clusters) & set(other_clusters)) >= _MIN_SEQUENCES:
+        ratio = sequence_ratio(values, clusters, others, other_clusters, resamples=c.resamples, **settings)
+        how, pairs = BY_SEQUENCE, ratio.n
     else:
-        ratio = unpaired_ratio(values, clusters, others, other_clusters, confidence=c.confidence, same_within=c.same_within)
+        ratio = unpaired_ratio(values, clusters, others, other_clusters, **settings)
         how, pairs = UNPAIRED, 0
     word = ratio.verdict
     if disturbed(longest_wait(place.group.typical, first.group.typical)) and metric != "new_tokens":
@@ -149,23 +147,29 @@ def _slope(places: Sequence[_Place], metric: str, config: Config) -> dict[str, A
     x: list[float] = []
     y: list[float] = []
     clusters: list[str] = []
-    for place in places:
-        values, sequences = _values(place.group, metric)
+    units: list[str] = []
+    known = True
+    for number, place in enumerate(places):
+        values, sequences, batches = _values(place.group, metric)
+        # a place of too few batches does not say how they differ, however many other places have
+        known &= all(len(set(names)) >= MIN_BATCHES for names in batches)
+        units += [f"{number}/{name}" for name in (batches[0] if batches else range(len(values)))]
         x += [float(place.x or 0.0)] * len(values)
         y += values.tolist()
         clusters += sequences
-    fit = fit_line(np.array(x), np.array(y), clusters, confidence=config.compare.confidence) if y else None
+    together = [units] if len(set(units)) < len(units) else []
+    fit = fit_line(np.array(x), np.array(y), clusters, batches=together, confidence=config.compare.confidence) if y else None
     if fit is None:
         return dict.fromkeys(names)
+    if not known:
+        return dict(zip(names, (fit.slope, None, None, fit.intercept), strict=True))
     return dict(zip(names, (fit.slope, fit.slope_low, fit.slope_high, fit.intercept), strict=True))
 
 
-def _values(group: Group, metric: str) -> tuple[Floats, list[str]]:
-    """[n] of the typical runs, above 0 and finite, with their sequences."""
+def _values(group: Group, metric: str) -> tuple[Floats, list[str], list[list[str]]]:
+    """[n] of the typical runs, above 0 and finite, with their sequences, and the batches that they were measured in together."""
     values = group.typical[metric].cast(pl.Float64).fill_null(float("nan")).to_numpy()
     keep = np.isfinite(values) & (values > 0)
-    return values[keep], [s for s, k in zip(group.sequences, keep, strict=True) if k]
-
-
-def _log_mean(values: Floats, clusters: Sequence[str], name: str) -> float:
-    return float(np.log(values[[cluster == name for cluster in clusters]]).mean())
+    own = group.batches if metric != "new_tokens" else []
+    batches = [[b for b, k in zip(names, keep, strict=True) if k] for names in own]
+    return values[keep], [s for s, k in zip(group.sequences, keep, strict=True) if k], batches

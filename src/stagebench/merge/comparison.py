@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import polars as pl
 
 from stagebench.config import Config
-from stagebench.merge.analysis import METRICS, SETTINGS, Group, disturbed, longest_wait
+from stagebench.merge.analysis import METRICS, SETTINGS, Group, batches_of, disturbed, longest_wait
 from stagebench.stages import STAGES
 from stagebench.stats import PARTS, Verdict, acceptance, decompose, paired_ratio, quantile, speculative_speedup
 
@@ -105,7 +106,8 @@ def ratio_row(pair: Pair, metric: str, config: Config) -> dict[str, Any]:
         return row | none | {"clusters": 0, "method": "none", "verdict": NO_PAIRS, "cpu_wait_share": None}
     c = config.compare
     clusters = [s for s, k in zip(pair.sequences, keep, strict=True) if k]
-    ratio = paired_ratio(left[keep], right[keep], clusters, confidence=c.confidence, resamples=c.resamples, same_within=c.same_within)
+    settings: dict[str, Any] = {"confidence": c.confidence, "resamples": c.resamples, "same_within": c.same_within}
+    ratio = paired_ratio(left[keep], right[keep], clusters, batches=_batches(pair, metric, keep), **settings)
     row |= {"median": float(np.median(left[keep])), "reference_median": float(np.median(right[keep]))}
     row |= {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "speedup": 1 / ratio.ratio}
     word = _COUNT_WORDS.get(ratio.verdict.value, ratio.verdict.value) if metric == "new_tokens" else ratio.verdict.value
@@ -113,6 +115,12 @@ def ratio_row(pair: Pair, metric: str, config: Config) -> dict[str, Any]:
     if disturbed(share) and metric != "new_tokens":
         word = Verdict.AMBIGUOUS.value
     return row | {"clusters": ratio.clusters, "method": ratio.method, "verdict": word, "cpu_wait_share": share}
+
+
+def _batches(pair: Pair, metric: str, keep: npt.NDArray[np.bool_]) -> list[list[str]]:
+    """What the pairs were measured in together, on either side. How much is said is each sample's own, whatever batch it is in."""
+    found = batches_of(pair.left, pair.right) if metric != "new_tokens" else []
+    return [[name for name, k in zip(names, keep, strict=True) if k] for names in found]
 
 
 def _identity(pair: Pair) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """Ratios, intervals and verdict words over samples; what a ratio is made of; how far two models' outputs agree."""
 
 from stagebench.stats.acceptance import Acceptance, acceptance, speculative_speedup
+from stagebench.stats.clustering import MIN_BATCHES, Batches
 from stagebench.stats.decomposition import PARTS, Decomposition, decompose
 from stagebench.stats.estimates import (
     BOOTSTRAP_CLUSTERS,
@@ -18,13 +19,15 @@ from stagebench.stats.estimates import (
     tukey_outliers,
     verdict,
 )
-from stagebench.stats.unpaired import unpaired_ratio
+from stagebench.stats.unpaired import sequence_ratio, unpaired_ratio
 
 __all__ = [
     "BOOTSTRAP_CLUSTERS",
+    "MIN_BATCHES",
     "PARTS",
     "TAIL",
     "Acceptance",
+    "Batches",
     "Decomposition",
     "Fit",
     "Interval",
@@ -37,6 +40,7 @@ __all__ = [
     "mad",
     "paired_ratio",
     "quantile",
+    "sequence_ratio",
     "speculative_speedup",
     "student_t",
     "tukey_outliers",

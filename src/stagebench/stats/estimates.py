@@ -10,6 +10,8 @@ Rules (also in docs/methodology.md):
   studentised: Student's t on a CR2 cluster-robust error (Bell and McCaffrey 2002) with the effective number of sequences,
   (sum n)^2 / sum n^2, less one, as degrees of freedom. With one sequence samples are the units, and the interval speaks for that
   sequence only.
+* Samples that were measured in batches share a time, whatever their sequences: the interval is then studentised over sequences and
+  batches (`clustering.two_way`), and there is none below `MIN_BATCHES` batches.
 * FASTER / SLOWER: the whole interval lies below / above 1. SAME: the whole interval lies within 1 +- `same_within`; this goes first.
   AMBIGUOUS: anything else, fewer than two pairs included.
 * A quantile is given when at least `TAIL` observations are expected beyond it: p90 from 20, p95 from 40, p99 from 200 samples.
@@ -26,6 +28,8 @@ from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
+
+from stagebench.stats.clustering import Batches, Members, clustered, members, too_few_batches, two_way
 
 __all__ = [
     "BOOTSTRAP_CLUSTERS",
@@ -70,7 +74,7 @@ class Interval:
     n: int
     clusters: int
     method: str
-    """bootstrap | studentised | studentised (one sequence) | none"""
+    """bootstrap | studentised | studentised (one sequence) | studentised (sequences and batches) | none"""
 
 
 @dataclass(frozen=True)
@@ -123,10 +127,11 @@ def student_t(p: float, df: float) -> float:
 
 
 def cluster_interval(
-    values: Floats, clusters: Sequence[str], *, confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
+    values: Floats, clusters: Sequence[str], *, batches: Batches = (), confidence: float = 0.95, resamples: int = 10_000, seed: int = 0
 ) -> Interval:
     """Mean of `values` [n] with an interval whose independent units are `clusters` [n]. See the module's rules.
 
+    batches: for each side that was measured in batches, the batch [n] that each value comes of; none where samples were measured alone.
     Deterministic: the order of rows does not matter beyond rounding, and the bootstrap is seeded. Raises ValueError for unequal lengths,
     no values, or values that are not finite.
     """
@@ -137,11 +142,16 @@ def cluster_interval(
         )
     if not np.isfinite(values).all():
         raise ValueError("cluster_interval: values hold NaN or infinity: leave failed samples out first")
-    names, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    n, groups = len(values), len(names)
+    member = members(clusters)
+    n, groups = len(values), int(member.max()) + 1
     mean = math.fsum(values) / n
-    if n < 2:
+    if n < 2 or too_few_batches(batches):
         return Interval(mean, None, None, n, groups, "none")
+    if batches:
+        recordings = member if groups > 1 else np.arange(n)
+        variance, freedom = two_way(lambda units: clustered(values, units), recordings, batches)
+        half = student_t((1 + confidence) / 2, freedom) * math.sqrt(variance)
+        return Interval(mean, mean - half, mean + half, n, groups, "studentised (sequences and batches)")
     if groups == 1:
         half = student_t((1 + confidence) / 2, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
         return Interval(mean, mean - half, mean + half, n, 1, "studentised (one sequence)")
@@ -150,7 +160,7 @@ def cluster_interval(
     effective = n**2 / float((size**2).sum())
     t = student_t((1 + confidence) / 2, max(effective - 1, 1.0))
     if groups < BOOTSTRAP_CLUSTERS:
-        error = math.sqrt(float((((total - mean * size) ** 2) / (1 - size / n)).sum())) / n
+        error = math.sqrt(clustered(values, member)[0])
         return Interval(mean, mean - t * error, mean + t * error, n, groups, "studentised")
     means = _bootstrap_means(total, size, resamples, seed)
     tail = NormalDist().cdf(-math.sqrt(effective / (effective - 1)) * t)
@@ -187,6 +197,7 @@ def paired_ratio(
     reference: Floats,
     clusters: Sequence[str],
     *,
+    batches: Batches = (),
     confidence: float = 0.95,
     resamples: int = 10_000,
     same_within: float = 0.02,
@@ -198,7 +209,8 @@ def paired_ratio(
         raise ValueError(f"paired_ratio: {len(times)} times against {len(reference)}: pair them by sample first")
     if not (times > 0).all() or not (reference > 0).all():
         raise ValueError("paired_ratio: times must be above 0: leave failed samples and stages that did not run out first")
-    logs = cluster_interval(np.log(times) - np.log(reference), clusters, confidence=confidence, resamples=resamples, seed=seed)
+    difference = np.log(times) - np.log(reference)
+    logs = cluster_interval(difference, clusters, batches=batches, confidence=confidence, resamples=resamples, seed=seed)
     low = None if logs.low is None else math.exp(logs.low)
     high = None if logs.high is None else math.exp(logs.high)
     return Ratio(math.exp(logs.mean), low, high, logs.n, logs.clusters, logs.method, verdict(low, high, same_within))
@@ -234,36 +246,44 @@ def tukey_outliers(values: Floats) -> tuple[int, int]:
     return int((beyond > 1.5 * (q3 - q1)).sum()) - severe, severe
 
 
-def fit_line(x: Floats, y: Floats, clusters: Sequence[str], *, confidence: float = 0.95) -> Fit | None:
+def fit_line(x: Floats, y: Floats, clusters: Sequence[str], *, batches: Batches = (), confidence: float = 0.95) -> Fit | None:
     """Least-squares line of y [n] on x [n]; None when x has fewer than two different values (a fixed length has no slope).
 
-    Intervals: leave-one-sequence-out jackknife (samples, when there is one sequence only) with Student's t; None when a line with one
-    sequence left out is undefined.
+    Intervals: leave-one-sequence-out jackknife (samples, when there is one sequence only) with Student's t, over sequences and batches
+    where `batches` [n] are given; None when a line with one of them left out is undefined, or there are fewer than three.
     """
     x, y = np.asarray(x, dtype=np.float64), np.asarray(y, dtype=np.float64)
     if len(np.unique(x)) < 2:
         return None
-    names, member = np.unique(np.asarray(clusters, dtype=str), return_inverse=True)
-    if len(names) == 1:
-        member = np.arange(len(x))
-    units = int(member.max()) + 1
+    member = members(clusters)
+    groups = int(member.max()) + 1
+    recordings = member if groups > 1 else np.arange(len(x))
     # moments about the overall mean, per unit: leaving one out is a subtraction
     mx, my = float(x.mean()), float(y.mean())
     dx, dy = x - mx, y - my
-    sums = np.stack([np.bincount(member, weights=w, minlength=units) for w in (np.ones_like(x), dx, dy, dx * dx, dx * dy)])
-    slope, intercept = _line(sums.sum(axis=1)[:, None], mx, my)
-    left_slope, left_intercept = _line(sums.sum(axis=1)[:, None] - sums, mx, my)
-    if units < 3 or not (np.isfinite(left_slope).all() and np.isfinite(left_intercept).all()):
-        return Fit(float(slope[0]), None, None, float(intercept[0]), None, None, len(x), len(names))
-    t = student_t((1 + confidence) / 2, units - 1)
+    moments = (np.ones_like(x), dx, dy, dx * dx, dx * dy)
+    sums = np.array([w.sum() for w in moments])[:, None]
+    slope, intercept = (float(value[0]) for value in _line(sums, mx, my))
 
-    def around(value: float, left: Floats) -> tuple[float, float]:
-        half = t * math.sqrt((units - 1) / units * float(((left - left.mean()) ** 2).sum()))
-        return value - half, value + half
+    def left_out(units: Members) -> tuple[Floats, Floats]:
+        return _line(sums - np.stack([np.bincount(units, weights=w) for w in moments]), mx, my)
 
-    low, high = around(float(slope[0]), left_slope)
-    ilow, ihigh = around(float(intercept[0]), left_intercept)
-    return Fit(float(slope[0]), low, high, float(intercept[0]), ilow, ihigh, len(x), len(names))
+    def error(which: int) -> tuple[float, float]:
+        def jackknife(units: Members) -> tuple[float, float]:
+            left, count = left_out(units)[which], int(units.max()) + 1
+            return (count - 1) / count * float(((left - left.mean()) ** 2).sum()), count - 1.0
+
+        return two_way(jackknife, recordings, batches)
+
+    limits: list[float | None] = []
+    if too_few_batches(batches) or recordings.max() < 2 or not all(math.isfinite(error(which)[0]) for which in (0, 1)):
+        limits = [None] * 4
+    else:
+        for which, value in enumerate((slope, intercept)):
+            variance, freedom = error(which)
+            half = student_t((1 + confidence) / 2, freedom) * math.sqrt(variance)
+            limits += [value - half, value + half]
+    return Fit(slope, limits[0], limits[1], intercept, limits[2], limits[3], len(x), groups)
 
 
 def _line(sums: Floats, mx: float, my: float) -> tuple[Floats, Floats]:
