@@ -7,6 +7,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -298,6 +299,37 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
         writer.add(ClipRow.from_frames("a", "d", pixels(1)))
         raise KeyboardInterrupt
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("interrupts", [1, 2])
+def test_an_interrupt_closes_no_file_that_is_still_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: int) -> None:
+    """Else the bytes would go to whatever file is opened next: it gets the same number."""
+    real, refused, waits = os.pwrite, [], [0.05] * 99 + [0.8]  # the first write ends last
+
+    def slow(fd: int, data: bytes, at: int) -> int:
+        if threading.current_thread() is not threading.main_thread():
+            time.sleep(waits.pop())
+        try:
+            return real(fd, data, at)
+        except OSError as error:
+            refused.append(error)
+            raise
+
+    monkeypatch.setattr(os, "pwrite", slow)
+    timers = [threading.Timer(0.2 + 0.1 * n, os.kill, (os.getpid(), signal.SIGINT)) for n in range(interrupts)]
+    with ThreadPoolExecutor(2) as pool:
+        with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "a.parquet", "frames", SPEC, pool=pool) as writer:
+            for timer in timers:
+                timer.start()
+            for i in range(4):
+                writer.add(ClipRow.from_frames(f"c{i}", "d", pixels(i)))
+        for timer in timers:
+            timer.join()
+        with (tmp_path / "other").open("wb") as other:
+            pool.shutdown()
+            assert os.fstat(other.fileno()).st_size == 0
+    assert refused == []
+    assert [path.name for path in tmp_path.iterdir()] == ["other"]
 
 
 def test_an_older_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import secrets
 import shutil
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future
+from concurrent.futures import Executor, Future, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -162,8 +162,7 @@ class ShardWriter:
         if self._pool is None:
             self._write(self._fd, pieces, at)
             return
-        while len(self._pending) >= _AHEAD:
-            self._pending.popleft().result()
+        self._written(_AHEAD - 1)
         self._pending.append(self._pool.submit(self._write, self._fd, pieces, at))
 
     def _write(self, fd: int, pieces: Sequence[Bytes], at: int) -> None:
@@ -175,10 +174,11 @@ class ShardWriter:
         if self._flusher is not None:
             self._flusher.wrote(sum(map(len, pieces)))
 
-    def _written(self) -> None:
-        """Wait for the pool. Raises what went wrong there."""
-        while self._pending:
-            self._pending.popleft().result()
+    def _written(self, but: int = 0) -> None:
+        """Wait for the pool's writes but the last few. Raises what went wrong there."""
+        while len(self._pending) > but:
+            self._pending[0].result()  # an interrupt here leaves it for `_discard` to wait for
+            self._pending.popleft()
 
     def _loosen(self) -> None:
         """A clip of another size: write the rows so far again, with a column that takes any size."""
@@ -256,17 +256,23 @@ class ShardWriter:
                 os.close(fd)
 
     def _discard(self) -> None:
-        for future in self._pending:
-            future.cancel()
-        while self._pending:
-            with contextlib.suppress(BaseException):  # an exception is on its way already
-                self._pending.popleft().result()
-        if self._flusher is not None:
-            with contextlib.suppress(OSError):
-                self._flusher.close()
-            self._flusher = None
-        _remove(self._temp, self._fd)
-        self._temp, self._fd = None, -1
+        interrupt: BaseException | None = None
+        while True:
+            try:
+                wait([write for write in self._pending if not write.cancel()])
+                break
+            except BaseException as error:  # a write under way would go to whatever file got this one's number
+                interrupt = error
+        self._pending.clear()
+        try:
+            if self._flusher is not None:
+                with contextlib.suppress(OSError):
+                    self._flusher.close()
+        finally:
+            _remove(self._temp, self._fd)
+            self._temp, self._fd, self._flusher = None, -1, None
+        if interrupt is not None:
+            raise interrupt
 
     @contextlib.contextmanager
     def _disk(self, nbytes: int = 0) -> Iterator[None]:
