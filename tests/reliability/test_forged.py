@@ -203,6 +203,25 @@ def test_a_row_that_claims_more_frames_than_fit_in_memory(tmp_path: Path) -> Non
         Shard.open(tmp_path / "a.parquet")
 
 
+@pytest.mark.parametrize("stored", [0, 100, 418])
+def test_an_uncompressed_page_stored_in_fewer_bytes_than_it_has(stored: int) -> None:
+    """Its length uncompressed, which the row asks for, is right: the bytes before the page were given out as pixels."""
+    data = seeds()[0]
+    columns = next(node for node in footer_nodes(data) if node.path == (4, 0, 1))  # of the first row; its pixels come last
+    chunk = [node for node in footer_nodes(data) if node.path == META and columns.begin < node.begin < columns.end][-1]
+    place = next(place for place in page_places(data) if Field(9, I64, integer(place)) in chunk.fields)
+    header = page_header(data, place)
+    crc = zlib.crc32(data[header.end : header.end + stored])
+    new = {3: integer(stored), 4: integer(crc - (crc >> 31 << 32))}
+    front = header.build([Field(f.number, f.kind, new.get(f.number, f.raw)) for f in header.fields])
+    forged = data[:place] + front + data[place + len(front) :]
+    new = {7: integer(len(front) + stored)}
+    path = resealed(spliced(forged, [(chunk, [Field(f.number, f.kind, new.get(f.number, f.raw)) for f in chunk.fields])]))
+    for verify in (True, False):
+        with pytest.raises(StoreError, match=rf"c0: 438 bytes, {stored} stored, in 1 page\(s\), 438 in one expected"):
+            Shard.open(path, verify=verify)
+
+
 def test_a_text_of_a_shard_that_is_no_text() -> None:
     """Found by fuzzing: under right checksums, bytes that are no UTF-8 were an exception that named no file."""
     data = seeds()[0]

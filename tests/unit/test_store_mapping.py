@@ -86,6 +86,13 @@ def test_a_file_cut_while_in_use_is_an_error_and_no_signal(path: Path) -> None:
             shard.frames("c11")
 
 
+def test_bytes_outside_the_file_are_not_held(path: Path) -> None:
+    with Shard.open(path) as shard:
+        assert shard._mapping is not None and shard._mapping.holds(0, path.stat().st_size)
+        for begin, size in ((-8, 4), (-8, 0), (0, path.stat().st_size + 1)):
+            assert not shard._mapping.holds(begin, size)
+
+
 def test_what_left_the_memory_is_read_by_system_calls(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
 

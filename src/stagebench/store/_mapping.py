@@ -39,7 +39,7 @@ class MappedFile:
 
         What is not is better read by system calls: they read far ahead, and a failing disk or a file that was cut is an error there.
         """
-        if begin + size > os.fstat(self._fd).st_size:
+        if begin < 0 or begin + size > os.fstat(self._fd).st_size:
             return False
         probe = bytearray(1)
         try:

@@ -350,9 +350,11 @@ class Shard:
         fixed = pa.types.is_fixed_size_binary(self._parquet.schema_arrow.field("pixels").type)
         # a page of one nullable value: int32 length of the levels, 2 bytes of levels, (int32 length of the value,) the value
         expected = size + 6 + (0 if fixed else 4)
-        if len(pages) != 1 or pages[0].num_values != 1 or not pages[0].plain or pages[0].raw_size != expected:
+        raw, stored = sum(page.raw_size for page in pages), sum(page.size for page in pages)
+        sizes = (raw, stored) if codec == "none" else (raw,)
+        if len(pages) != 1 or pages[0].num_values != 1 or not pages[0].plain or any(size != expected for size in sizes):
             raise StoreError(
-                f"{self.path}: clip {clip}: {sum(p.raw_size for p in pages)} bytes in {len(pages)} page(s), "
+                f"{self.path}: clip {clip}: {raw} bytes, {stored} stored, in {len(pages)} page(s), "
                 f"{expected} in one expected for {row.count} frames of {row.sizes[0] if row.sizes else ()}. {_AGAIN}"
             )
         self._pages[clip] = pages[0]
