@@ -71,7 +71,7 @@ class Code(StrEnum):
     WARN_HARNESS = "warn_harness"
     """The harness itself costs over 1 % of a typical total: the null workload says what of the short stages is its own."""
     WARN_CPU_WAIT = "warn_cpu_wait"
-    """A thread of the job stood ready without a CPU for over 5 % of this run: somebody else had it."""
+    """A thread of the job stood ready for over 5 % of this run without a CPU, which none of the job's own threads can have had."""
     WARN_LOAD_AVERAGE = "warn_load_average"
     """The host was busy when the job began."""
     RESUMED = "resumed"
@@ -140,6 +140,7 @@ guesses ahead proposed, and how much of it the model chose itself; null for othe
 `weights_bytes`: parameters and buffers of the whole model. `limit_ms`: bytes that one decode step reads (language model
 without its embedding table, and KV cache) over the bandwidth measured in the same job; `share_of_limit`: limit_ms / (ms per token).
 `<stage>_energy_j`: only of stages that are far longer than the period at which the device's energy counter moves.
-`cpu_wait_ms`: for how long the thread that waited longest stood ready without a CPU, between the sample's borders; null where the
+`cpu_wait_ms`: for how long the thread that waited longest stood ready without a CPU inside the total, and no longer than others can have
+had the job's CPUs (CPUs x wall - own CPU time), so that waits for its own threads are not in it; null where the
 kernel does not tell. `harness_ms`: the harness's own cost of one sample, from the null workload.
 File metadata of a timing file: b"stagebench.job", b"stagebench.study", b"stagebench.machine", each JSON."""

@@ -13,7 +13,7 @@ from stagebench.config import RepeatsConfig
 from stagebench.errors import SourceError, TimingError
 from stagebench.machine import Monitor, Reading
 from stagebench.models import registry
-from stagebench.models.base import ModelSpec
+from stagebench.models.base import Features, ModelSpec
 from stagebench.rows import SCHEMA, Code
 from stagebench.session import DeviceLostError, Journal, Limits, Settings, Subject, Task, time_samples, validity
 from stagebench.stages import STAGES, StageClock
@@ -328,7 +328,7 @@ class Sensors(Monitor):
         super().__init__("cpu")
         self.readings = iter(readings)
 
-    def read(self):
+    def read(self, *, closing=False):
         return next(self.readings)
 
 
@@ -339,6 +339,27 @@ def test_throttled_samples_are_discarded_and_say_why(subject):
     rows = measured(subject, 3, monitor=Sensors([calm, calm, calm, hot, calm, between])).rows
     assert [Code.DISCARDED_THROTTLED in r["codes"] for r in rows] == [False, True, True]
     assert "hardware thermal" in rows[1]["reason"] and "2 ms" in rows[2]["reason"]
+
+
+def test_sensors_are_read_at_the_window_s_borders(subject, monkeypatch):
+    """What is done after the window (hashing features) is neither in the waits nor in the energy."""
+    done = []
+
+    class Told(Monitor):
+        def read(self, *, closing=False):
+            done.append("closing" if closing else "opening")
+            return super().read(closing=closing)
+
+    class Clock(StageClock):
+        def begin(self, name):
+            done.append(name)
+            super().begin(name)
+
+    hashed = Features.content_hash
+    monkeypatch.setattr(Features, "content_hash", lambda features: done.append("hash") or hashed(features))
+    measured(replace(subject, clock=Clock), 1, replace(FIXED, warmup=0), monitor=Told("cpu"))
+    run = done[done.index("opening") :]
+    assert [what for what in run if what not in STAGES[1:]] == ["opening", "load", "closing", "hash"]
 
 
 def test_energy_is_given_only_where_the_counter_can_tell_it(subject):

@@ -5,7 +5,7 @@ from stagebench.machine.devices import Lease, pick_device
 from stagebench.machine.energy import ENERGY_PERIODS, EnergyCounter, energy_counter
 from stagebench.machine.fingerprint import differences, fingerprint, host
 from stagebench.machine.monitor import CpuShare, Monitor, Reading
-from stagebench.machine.waiting import read_waits, waited_ms
+from stagebench.machine.waiting import Waits, read_waits, waited_ms
 
 __all__ = [
     "ANCHOR_BOUND",
@@ -15,6 +15,7 @@ __all__ = [
     "Lease",
     "Monitor",
     "Reading",
+    "Waits",
     "anchor",
     "anchor_drift",
     "bandwidth",

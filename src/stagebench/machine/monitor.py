@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from collections.abc import Collection
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
 
 from stagebench.machine._nvml import ask, open_handle
-from stagebench.machine.waiting import read_waits, waited_ms
+from stagebench.machine.waiting import Waits, read_waits, waited_ms
 
 __all__ = ["CpuShare", "Monitor", "Reading"]
 
@@ -41,8 +41,8 @@ class Reading:
     thermal_ns: int | None = None
     """Time for which heat held the clocks down, since the driver was loaded."""
     power_cap_ns: int | None = None
-    waits: Mapping[int, int] | None = None
-    """Thread -> nanoseconds for which it stood ready without a CPU."""
+    waits: Waits | None = None
+    """What each thread of this process ran, and for how long it stood ready without a CPU."""
 
     def throttled_since(self, before: Reading) -> tuple[str, ...]:
         """Why the clocks were held down at either border or between them; empty when they were not."""
@@ -76,23 +76,24 @@ class Monitor:
     def present(self) -> bool:
         return self._nvml is not None
 
-    def read(self) -> Reading:
-        """All sensors; the energy counter last, so that what is between two readings is the sample."""
+    def read(self, *, closing: bool = False) -> Reading:
+        """All sensors. What is counted up is read last before a window, and first after it (closing): between the two is the sample."""
         if self._nvml is None:
             return Reading(waits=read_waits())
         nvml, handle = self._nvml
+        counted = (self.energy_mj(), read_waits()) if closing else None
         reasons = self._reasons() or 0
         power = ask(nvml.nvmlDeviceGetPowerUsage, handle)
-        return Reading(
+        found = Reading(
             sm_clock_mhz=ask(nvml.nvmlDeviceGetClockInfo, handle, nvml.NVML_CLOCK_SM),
             temperature_c=ask(nvml.nvmlDeviceGetTemperature, handle, nvml.NVML_TEMPERATURE_GPU),
             power_w=None if power is None else power * 1e-3,
             throttles=tuple(name for bit, name in _THROTTLES.items() if reasons & bit),
             thermal_ns=self._violation("thermal"),
             power_cap_ns=self._violation("power"),
-            waits=read_waits(),
-            energy_mj=ask(nvml.nvmlDeviceGetTotalEnergyConsumption, handle),
         )
+        waits, energy = (counted[1], counted[0]) if counted is not None else (read_waits(), self.energy_mj())
+        return replace(found, waits=waits, energy_mj=energy)
 
     def energy_mj(self) -> int | None:
         """The energy counter alone, in mJ since the driver was loaded."""

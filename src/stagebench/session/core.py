@@ -238,9 +238,9 @@ class _Loop:
         while go_on(totals, time.monotonic() - begin, repeats):
             plain_first = paired and repeat % 2 == 1  # either one goes first in turn, so that neither always finds warm caches
             plain = self._run(group, length, plain=True) if plain_first else None
-            before = self.monitor.read()
-            run = self._run(group, length, following=self._following(group, length, repeat), metered=self.metered.get(length, ()))
-            after = self.monitor.read()
+            following, metered = self._following(group, length, repeat), self.metered.get(length, ())
+            run = self._run(group, length, following=following, metered=metered, sensors=self.monitor)
+            before, after = run.borders or self._idle()
             if paired and not plain_first and run.status is Status.OK:
                 plain = self._run(group, length, plain=True)
             if plain is not None and plain.captures:
@@ -261,9 +261,20 @@ class _Loop:
                 row["codes"] = [*row["codes"], Code.WARN_NOISY.value]
         return rows
 
-    def _run(self, group: Group, length: str, *, plain: bool = False, following: Sequence[Task] = (), metered: Collection[str] = ()) -> Run:
+    def _run(
+        self,
+        group: Group,
+        length: str,
+        *,
+        plain: bool = False,
+        following: Sequence[Task] = (),
+        metered: Collection[str] = (),
+        sensors: Monitor | None = None,
+    ) -> Run:
         decoding, timeout_s = self.settings.decoding(length, self.eos, group.tasks[0].sample), self.settings.sample_timeout_s
-        return run_once(self.subject, group.all, decoding, plain=plain, timeout_s=timeout_s, following=following, metered=metered)
+        return run_once(
+            self.subject, group.all, decoding, plain=plain, timeout_s=timeout_s, following=following, metered=metered, sensors=sensors
+        )
 
     def _following(self, group: Group, length: str, repeat: int) -> Sequence[Task]:
         """What the run after this one reads, as far as that can be told: noise may ask for more repeats."""

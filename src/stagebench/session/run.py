@@ -13,6 +13,7 @@ import torch
 
 from stagebench.engines.base import Engine
 from stagebench.errors import SampleTimeoutError, SourceError, TimingError
+from stagebench.machine import Reading
 from stagebench.models.base import Adapter, Decoding, Features, Prompt, Tokens
 from stagebench.models.hooks import EncoderCounter
 from stagebench.rows import Status
@@ -33,6 +34,12 @@ class FrameLoader(Protocol):
 
 class ClockFactory(Protocol):
     def __call__(self, device: str, *, sync: bool, timeout_s: float | None) -> StageClock: ...
+
+
+class Sensors(Protocol):
+    """As much of a machine.Monitor as a run needs."""
+
+    def read(self, *, closing: bool = False) -> Reading: ...
 
 
 class DeviceLostError(TimingError):
@@ -69,6 +76,8 @@ class Run:
     """Forward calls of the vision module in the whole run; None in a plain run, which does not count."""
     encoder_calls_outside: int = 0
     """Those of them outside the encode stage."""
+    borders: tuple[Reading, Reading] | None = None
+    """Sensors right before the window was opened and right after it was closed, before anything else was done."""
     captures: int = 0
     """Graphs captured or programs compiled inside the window: its times are not the work's, and its encoder calls are the capture's."""
 
@@ -80,6 +89,7 @@ class _Seen:
     features: Features | None = None
     prompt: Prompt | None = None
     tokens: Tokens | None = None
+    borders: tuple[Reading, Reading] | None = None
     calls: list[int] = field(default_factory=list)
 
 
@@ -92,11 +102,13 @@ def run_once(
     timeout_s: float | None = None,
     following: Sequence[Task] = (),
     metered: Collection[str] = (),
+    sensors: Sensors | None = None,
 ) -> Run:
     """Load, preprocess, copy, encode and generate once, on a fresh clock.
 
     plain: no hooks and no synchronisation inside the total: what the instrumented run is compared with. following: the batch of the run
     after this one, for a subject that prefetches. metered: stages at whose borders the subject's energy meter is read.
+    sensors: read at the window's borders.
     Whatever the model raises becomes the run's status; memory is given back after an OOM. Raises DeviceLostError when the device is gone.
     """
     clock = subject.clock(subject.device, sync=not plain, timeout_s=timeout_s)
@@ -107,10 +119,10 @@ def run_once(
     status, reason = Status.OK, None
     try:
         if plain:
-            _stages(subject, tasks, decoding, clock, seen, None, following)
+            _stages(subject, tasks, decoding, clock, seen, None, following, sensors)
         else:
             with EncoderCounter(subject.adapter.vision_module()) as counter:
-                _stages(subject, tasks, decoding, clock, seen, counter, following)
+                _stages(subject, tasks, decoding, clock, seen, counter, following, sensors)
                 seen.calls = [counter.total, counter.outside_encode]
         times = clock.times()
         if timeout_s is not None and times.total_ms > timeout_s * 1e3:
@@ -151,9 +163,11 @@ def _stages(
     seen: _Seen,
     counter: EncoderCounter | None,
     following: Sequence[Task],
+    sensors: Sensors | None,
 ) -> None:
     adapter, ahead = subject.adapter, subject.ahead
     pending = ahead.take(tasks) if ahead is not None else None
+    before = None if sensors is None else sensors.read()
     with torch.inference_mode(), clock.total():
         with clock.stage("load"):
             clips = [subject.loader.load(task.clip) for task in tasks] if pending is None else pending.loaded.result()
@@ -182,6 +196,8 @@ def _stages(
             return seen.prompt
 
         seen.tokens = subject.engine.run(merge, decoding, clock)
+    if sensors is not None and before is not None:
+        seen.borders = (before, sensors.read(closing=True))
 
 
 def _replays(subject: Subject) -> int:
@@ -219,6 +235,7 @@ def _result(status: Status, reason: str | None, times: StageTimes, seen: _Seen, 
         feature_hashes=tuple(Features((embeds,)).content_hash() for embeds in features.embeds) if features is not None else (),
         encoder_calls=seen.calls[0] if seen.calls else None,
         encoder_calls_outside=seen.calls[1] if seen.calls else 0,
+        borders=seen.borders,
         captures=captures,
     )
 
