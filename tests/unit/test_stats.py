@@ -180,15 +180,23 @@ def test_the_old_systems_published_ratio_decomposed() -> None:
 
 def test_acceptance_leaves_bos_out() -> None:
     draft, target = [[1, 5, 6, 7], [1, 9, 9]], [[1, 5, 6, 8, 2], [1, 4, 9]]
-    found = acceptance(draft, target, draft_tokenizer="t", target_tokenizer="t")
+    found = acceptance(draft, target, draft_tokenizer="t", target_tokenizer="t", bos=1)
     assert found.per_sample == (2 / 3, 1 / 2)
     assert found.prefix_lengths == (2, 0)
     assert found.position_share == 3 / 5
     assert found.alpha == 2 / (3 + 1)
     assert found.by_position == (1 / 2, 1.0, 0.0)
-    with_bos = acceptance(draft, target, draft_tokenizer="t", target_tokenizer="t", bos=None)
+    with_bos = acceptance(draft, target, draft_tokenizer="t", target_tokenizer="t")
     assert with_bos.position_share is not None
     assert with_bos.position_share > found.position_share, "counting BOS is what made the old 3.1 % of 1.1 %"
+
+
+def test_an_id_that_a_model_chose_is_no_bos() -> None:
+    """Id 1 is a word of some tokenizers (a quotation mark in Qwen's): a first token is a token, on one side or on both."""
+    both = acceptance([[1, 5]], [[1, 6]], draft_tokenizer="t", target_tokenizer="t")
+    assert (both.position_share, both.prefix_lengths) == (1 / 2, (1,))
+    one = acceptance([[1, 5, 6]], [[5, 6, 7]], draft_tokenizer="t", target_tokenizer="t", bos=1)
+    assert (one.position_share, one.prefix_lengths) == (0, (0,)), "taking it off one side only would compare other positions"
 
 
 def test_acceptance_refuses_other_tokenizers() -> None:

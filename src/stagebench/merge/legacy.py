@@ -147,7 +147,7 @@ def legacy_entries(
 def _agreement(
     by_model: Mapping[str, Mapping[str, Any]], reference: str, names: Mapping[str, str], tokenizers: Mapping[str, str | None]
 ) -> dict[str, Any]:
-    """Acceptance of each model's tokens against the reference's, BOS left out; nothing where tokenizers are not known to be equal."""
+    """Acceptance of each model's tokens against the reference's; nothing where tokenizers are not known to be equal."""
     found: dict[str, Any] = {}
     target = by_model.get(reference)
     for model, row in by_model.items():

@@ -10,7 +10,7 @@ __all__ = ["Acceptance", "acceptance", "speculative_speedup"]
 
 @dataclass(frozen=True)
 class Acceptance:
-    """Agreement of a draft's and a target's free-running greedy outputs over the same samples. BOS is not counted."""
+    """Agreement of a draft's and a target's free-running greedy outputs over the same samples."""
 
     n: int
     per_sample: tuple[float, ...]
@@ -28,11 +28,13 @@ class Acceptance:
 
 
 def acceptance(
-    draft: Sequence[Sequence[int]], target: Sequence[Sequence[int]], *, draft_tokenizer: str, target_tokenizer: str, bos: int | None = 1
+    draft: Sequence[Sequence[int]], target: Sequence[Sequence[int]], *, draft_tokenizer: str, target_tokenizer: str, bos: int | None = None
 ) -> Acceptance:
     """Compare token ids of the same samples in the same order.
 
-    draft_tokenizer, target_tokenizer: digests of the tokenizers. bos: an id that is taken off the front of an output where it stands there.
+    draft_tokenizer, target_tokenizer: digests of the tokenizers. bos: the tokenizer's BOS, for outputs of a
+    library that puts it in front of what was generated: taken off where both outputs of a sample begin with it. Rows hold generated ids
+    only, so it is not given for them: their first id, whatever its number, was chosen by the model.
     Raises ValueError when the digests differ (equal ids would not be equal text) or the numbers of samples differ.
     """
     if draft_tokenizer != target_tokenizer:
@@ -48,7 +50,8 @@ def acceptance(
     hits: list[int] = []
     seen: list[int] = []
     for one, other in zip(draft, target, strict=True):
-        same = [a == b for a, b in zip(_without_bos(one, bos), _without_bos(other, bos), strict=False)]
+        begin = int(bos is not None and list(one[:1]) == list(other[:1]) == [bos])
+        same = [a == b for a, b in zip(one[begin:], other[begin:], strict=False)]
         if not same:
             continue
         prefix = same.index(False) if False in same else len(same)
@@ -72,10 +75,6 @@ def acceptance(
         alpha=sum(prefixes) / trials if trials else None,
         by_position=tuple(h / s for h, s in zip(hits, seen, strict=True)),
     )
-
-
-def _without_bos(ids: Sequence[int], bos: int | None) -> Sequence[int]:
-    return ids[1:] if len(ids) and bos is not None and ids[0] == bos else ids
 
 
 def speculative_speedup(alpha: float, gamma: int, cost: float) -> float:
