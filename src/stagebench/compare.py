@@ -23,6 +23,7 @@ from stagebench.files import bounded_text
 from stagebench.merge.analysis import SETTINGS, Group, groups
 from stagebench.merge.comparison import paired, ratio_row
 from stagebench.merge.gather import MERGED_SCHEMA, difference
+from stagebench.stats import Verdict, verdict
 
 __all__ = ["Outcome", "compare_results", "exit_code"]
 
@@ -40,7 +41,7 @@ class Outcome:
     differences: list[str]
     """Lines of the fingerprints that differ: `machine...`, `study...`, `config...`."""
     notes: list[str]
-    """Groups that only one folder has, verdicts that are not VALID."""
+    """Groups that only one folder has, verdicts that are not VALID, words withheld because a side waited for a CPU."""
     text: str
     exit_code: int
 
@@ -72,7 +73,13 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
             notes.append(f"no common sample: {_name(group)}")
             continue
         identity = {"dataset": group.dataset, "model": group.model, "variant": group.variant, "length": group.length}
-        rows += [identity | ratio_row(pair, metric, config) for metric in METRICS]
+        own = [identity | ratio_row(pair, metric, config) for metric in METRICS]
+        rows += own
+        if withheld := [row["metric"] for row in own if _withheld(row, config)]:
+            notes.append(
+                f"word withheld: {_name(group)}: a side waited for a CPU for {own[0]['cpu_wait_share']:.0%} of its time, so "
+                f"{', '.join(withheld)} can have no clear word. Time it again on a quiet machine."
+            )
     notes += [f"only in {a}: {_name(group)}" for key, group in index.items() if key not in matched]
     if not rows:
         raise MergeError(
@@ -86,6 +93,12 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
 def exit_code(rows: Sequence[Mapping[str, Any]], threshold: float) -> int:
     """1 when a total is SLOWER and the low end of its interval lies above 1 + threshold, else 0. Noise alone never fails a build."""
     return int(any(r["metric"] == "total" and r["verdict"] == "SLOWER" and r["low"] is not None and r["low"] > 1 + threshold for r in rows))
+
+
+def _withheld(row: Mapping[str, Any], config: Config) -> bool:
+    """Whether the interval alone would have given a word."""
+    clear = verdict(row["low"], row["high"], config.compare.same_within) is not Verdict.AMBIGUOUS
+    return clear and row["verdict"] == Verdict.AMBIGUOUS.value
 
 
 def _groups(folder: Path) -> list[Group]:

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import polars as pl
+import pyarrow.parquet as pq
 import pytest
 
-from factories import FakeJob, FakePlan, FakeVariant, config, make_study
+from factories import FakeJob, FakePlan, FakeVariant, config, make_study, write_rows
 from stagebench.config import load_config
 from stagebench.demo import write_demo
 from stagebench.merge import merge
@@ -45,6 +46,35 @@ def test_frames_are_paired_by_sample(tmp_path: Path) -> None:
     total = axis(tmp_path, model="eventgpt", length="16", metric="total")[0]
     assert total["slope"] == pytest.approx(1, rel=0.1)
     assert {r["axis"] for r in axis(tmp_path)} == {"frames"}
+
+
+def test_more_samples_in_more_time_are_not_slower(tmp_path: Path) -> None:
+    """Batch 8 in twice the time of batch 1: the batch takes longer, a sample a quarter."""
+
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        place = row["order"] // (2 * 3 * row["batch"])  # two lengths, three repeats
+        return {**row, "total_ms": 100.0 * (2 if row["batch"] == 8 else 1) * (1 + 0.001 * (place % 3)), "order": place}
+
+    study = config(variants={"batch": [1, 8]})
+    variants = {f"b{n}": {"batch": n} for n in (1, 8)}
+    merge(make_study(tmp_path, plan_config=study, variants=variants, edit=edit, samples=48, blocks=1), tmp_path)
+    words = {r["metric"]: r for r in axis(tmp_path, model="eventgpt", length="16", value="8")}
+    assert words["total"]["verdict"] == "SLOWER" and words["total"]["ratio"] == pytest.approx(2, rel=0.01)
+    assert words["sample"]["verdict"] == "FASTER" and words["sample"]["ratio"] == pytest.approx(0.25, rel=0.01)
+    assert "sample is total / batch" in (tmp_path / "tables/axis.md").read_text()
+
+
+def test_tokens_between_datasets_are_more_or_fewer(tmp_path: Path) -> None:
+    """A dataset whose answers are longer is not a slower one: the word is that of the comparison within a dataset."""
+    plan = durations(tmp_path, {"set_200ms": 0.2, "set_1s": 1.0})
+    for job in plan.jobs:
+        path = tmp_path / job.path
+        rows = pq.read_table(path, partitioning=None).to_pylist()
+        more = 3 if job.dataset == "set_1s" else 1
+        write_rows(path, [{**row, "new_tokens": row["new_tokens"] * more} for row in rows])
+    merge(plan, tmp_path)
+    row = axis(tmp_path, length="natural", metric="new_tokens")[1]
+    assert (row["how"], row["verdict"]) == ("paired by sequence", "MORE")
 
 
 def durations(folder: Path, datasets: dict[str, float], sequences: dict[str, str] | None = None) -> FakePlan:

@@ -73,6 +73,20 @@ def test_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
         compare_results(a, b)
 
 
+def test_a_withheld_word_is_said(tmp_path: Path) -> None:
+    """Twice as slow, but it waited for a CPU: no word, no failed build, and a line that says why."""
+
+    def waited(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "cpu_wait_ms": row["total_ms"] * (0.3 if row["model"] == "eventgpt" else 0.0)}
+
+    a = study(tmp_path / "a")
+    b = study(tmp_path / "b", models={"eventgpt": {"factor": 2.0, "pace": 40.0}, "video_llava": {"factor": 2.0, "pace": 25.0}}, edit=waited)
+    outcome = compare_results(a, b)
+    said = [note for note in outcome.notes if note.startswith("word withheld")]
+    assert len(said) == 2 and all("eventgpt" in note and "30%" in note and "total" in note for note in said)
+    assert outcome.exit_code == 0 and said[0] in outcome.text
+
+
 def test_the_command_exits_as_it_says(tmp_path: Path) -> None:
     """As CI calls it: 0 for the same, 1 for slower beyond the threshold, 2 where there is nothing to compare."""
     a = study(tmp_path / "a", models={"eventgpt": {}, "video_llava": {"factor": 2.0}})

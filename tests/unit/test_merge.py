@@ -16,7 +16,8 @@ from factories import FakePlan, config, job_metadata, make_rows, make_study, stu
 from stagebench.errors import MergeError
 from stagebench.merge import merge
 from stagebench.rows import SCHEMA
-from stagebench.stats import speculative_speedup
+from stagebench.session import build
+from stagebench.stats import CPU_WAIT_MS, speculative_speedup
 from stagebench.tables import read_table
 
 
@@ -134,6 +135,45 @@ def test_a_batchs_noise_is_no_evidence_of_many_samples(tmp_path: Path) -> None:
     few = {r["metric"]: r for r in table(tmp_path / "b", "comparison")}
     assert (few["total"]["verdict"], few["total"]["low"], few["total"]["method"]) == ("AMBIGUOUS", None, "none")
     assert few["new_tokens"]["verdict"] == "SAME", "how much is said is each sample's own"
+
+
+def test_a_time_slice_is_no_waiting(tmp_path: Path) -> None:
+    """0.6 ms of 5 ms: less than a row is warned of, and no reason to hold a word back. 3.6 ms of 30 ms is."""
+
+    def kept(total: float, wait: float) -> Any:
+        def edit(row: dict[str, Any]) -> dict[str, Any]:
+            slow = 2 if row["model"] == "video_llava" else 1
+            return {**row, "total_ms": total * slow, "cpu_wait_ms": wait * slow}
+
+        return edit
+
+    words = {}
+    for name, total, wait in (("short", 5.0, 0.6), ("long", 30.0, 3.6)):
+        merge(make_study(tmp_path / name, lengths=("16",), edit=kept(total, wait)), tmp_path / name)
+        row = next(r for r in table(tmp_path / name, "comparison") if r["metric"] == "total")
+        words[name] = (row["verdict"], row["cpu_wait_share"])
+    assert words["short"] == ("FASTER", 0)
+    assert words["long"] == ("AMBIGUOUS", pytest.approx(0.12, rel=1e-3))
+    assert build.CPU_WAIT_MS == CPU_WAIT_MS, "a row's warning and a comparison's word have one floor"
+
+
+def test_energies_of_stages_and_of_samples_are_of_one_set(tmp_path: Path) -> None:
+    """Decode is counted of the long third only: its joules stand beside the total of the same samples, and n says of how many."""
+
+    def counted(row: dict[str, Any]) -> dict[str, Any]:
+        if not row["sample"].startswith("seq_00"):
+            return {**row, "energy_j": 10.0}
+        return {**row, "energy_j": 100.0, "decode_energy_j": 90.0, "prefill_energy_j": 12.0}
+
+    merge(make_study(tmp_path, edit=counted), tmp_path)
+    row = stage(tmp_path, "eventgpt", "16")
+    assert (row["energy_j"], row["decode_energy_j"], row["energy_n"]) == (100, 90, 3)
+    parts = {r["metric"]: r for r in table(tmp_path, "distribution") if r["model"] == "eventgpt" and r["length"] == "16"}
+    assert {m: (r["energy_j"], r["energy_n"]) for m, r in parts.items() if r["energy_j"] is not None} == {
+        "total": (100, 3),
+        "decode": (90, 3),
+        "prefill": (12, 3),
+    }
 
 
 def test_shuffled_input_gives_equal_bytes(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from factories import make_study
+from factories import config, make_study
 from h200_study import h200_study
 from stagebench.errors import MergeError
 from stagebench.merge import merge
 from stagebench.report import write_report
+from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES
 from stagebench.report.machine_figures import MACHINE_FIGURES
 from stagebench.report.page import _read
@@ -254,6 +255,37 @@ def test_energy_is_divided_among_the_stages_that_are_known(h200: Path) -> None:
     assert sorted(sums.values()) == pytest.approx(sorted(known.values())), "nothing is lost and nothing invented"
     parts = {row["part"] for row in rows}
     assert parts == {"decode", "not told apart"}, "only stages that are long enough have a share of their own"
+
+
+def test_stages_energies_are_of_the_samples_that_the_total_is_of(tmp_path: Path) -> None:
+    """Most samples have a total only: a bar divides the total of those that have the stages too. A counter's error is not hidden."""
+
+    def counted(row: dict[str, Any]) -> dict[str, Any]:
+        whole = {"energy_j": 100.0, "decode_energy_j": 90.0, "prefill_energy_j": 12.0}
+        return {**row, **(whole if row["sample"].startswith("seq_00") else {"energy_j": 10.0})}
+
+    merge(make_study(tmp_path, lengths=("16",), edit=counted), tmp_path)
+    own = [row for row in drawn_rows(specs(tmp_path)["energy"]) if row["series"].startswith("eventgpt")]
+    assert {row["part"]: row["joule"] for row in own} == {"decode": 90, "prefill": 12, "not told apart": -2}
+    assert {row["series"] for row in own} == {"eventgpt (n = 3)"}
+
+
+def test_variants_are_lines_of_their_own_along_an_axis(tmp_path: Path) -> None:
+    """Frames at two quantizations: four lines for two models, each with one place a number of frames; and the table says which."""
+
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "total_ms": row["total_ms"] * (2 if row["quantization"] == "int8" else 1)}
+
+    variants = {f"{q}-f{n}": {"frames": n, "quantization": q} for q in ("none", "int8") for n in (1, 8)}
+    study = config(variants={"frames": [1, 8], "quantization": ["none", "int8"]})
+    merge(make_study(tmp_path, plan_config=study, variants=variants, lengths=("16",), edit=edit), tmp_path)
+    table = read_table(tmp_path / "tables/axis.parquet").frame
+    assert set(table["series"]) == {"quantization: none", "quantization: int8"}
+    assert "quantization: int8" in (tmp_path / "tables/axis.md").read_text()
+    total = AXIS_FIGURE.draw(_read(tmp_path)).to_dict()["vconcat"][0]
+    points = {(r["series"], r["place"], r["gmean"]) for r in drawn_rows(total) if r["metric"] == "total"}
+    assert len({series for series, _, _ in points}) == 4
+    assert len({(series, place) for series, place, _ in points}) == len(points) == 8, "one mean a place on a line"
 
 
 def test_clock_temperature_and_power_stand_below_the_totals_of_the_same_runs(h200: Path) -> None:

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import polars as pl
 
+from stagebench.merge.conditions import cpu_wait_share, energies
 from stagebench.rows import Code, Status
 from stagebench.stages import STAGES, VIEWS
 from stagebench.stats import cluster_interval, fit_line, mad, quantile, tukey_outliers
@@ -27,20 +28,14 @@ __all__ = [
     "METRICS",
     "Group",
     "batches_of",
-    "cpu_wait_share",
     "distribution_rows",
-    "disturbed",
     "groups",
-    "longest_wait",
     "stage_row",
     "view_rows",
 ]
 
 GROUP = ("machine", "dataset", "model", "variant", "length")
 CAPPED_POOL = "natural (capped)"
-
-DISTURBED_SHARE = 0.10
-"""Above this share of its time spent waiting for a CPU, a side's times are its neighbours', and no ratio to it has a clear word."""
 
 METRICS = ("total_ms", "no_load_ms", "ttft_ms", *(f"{s}_ms" for s in STAGES), "ms_per_token", "new_tokens")
 """What models are compared by. `no_load_ms` is total without load."""
@@ -265,35 +260,17 @@ def stage_row(group: Group, first_call: dict[str, Any], busy: Mapping[str, float
         "weights_bytes",
         "limit_ms",
         "share_of_limit",
-        "energy_j",
-        "decode_energy_j",
         "power_w",
         "sm_clock_mhz",
         "temperature_c",
         "harness_ms",
     ):
         row[name] = _median(group.column(name))
+    used = energies(group.typical)
+    row |= {name: used[name] for name in ("energy_j", "decode_energy_j", "energy_n")}
     row["cpu_wait_share"] = cpu_wait_share(group.typical)
     row |= _slope(group, confidence) | first_call
     return row
-
-
-def cpu_wait_share(runs: pl.DataFrame) -> float | None:
-    """Median over runs of the share of the total for which a thread stood ready without a CPU; None where no run tells."""
-    if "cpu_wait_ms" not in runs.columns:
-        return None
-    found = runs.select((pl.col("cpu_wait_ms") / pl.col("total_ms")).cast(pl.Float64)).to_series().drop_nulls().median()
-    return float(found) if isinstance(found, float) else None
-
-
-def longest_wait(*sides: pl.DataFrame) -> float | None:
-    """`cpu_wait_share` of the side that waited most."""
-    return max((share for share in map(cpu_wait_share, sides) if share is not None), default=None)
-
-
-def disturbed(share: float | None) -> bool:
-    """Whether a ratio to times that waited for a CPU for this share says nothing about a model."""
-    return share is not None and share > DISTURBED_SHARE
 
 
 def _cv(values: npt.NDArray[np.float64]) -> float | None:
@@ -375,7 +352,7 @@ def _slope(group: Group, confidence: float) -> dict[str, Any]:
 def distribution_rows(group: Group, busy: Mapping[str, float], *, confidence: float, resamples: int) -> list[dict[str, Any]]:
     """A row for each stage, total and derived time: the long form, with quantiles and intervals. busy: as in `stage_row`."""
     rows = []
-    total_mean = _mean(group.column("total_ms"))
+    total_mean, used = _mean(group.column("total_ms")), energies(group.typical)
     for name in (*(f"{s}_ms" for s in STAGES), "residual_ms", "total_ms", "no_load_ms", "ttft_ms", "ms_per_token"):
         values = group.column(name)
         clean = _clean(values)
@@ -394,9 +371,8 @@ def distribution_rows(group: Group, busy: Mapping[str, float], *, confidence: fl
         row["share"] = None if name == "ms_per_token" else _over(_mean(values), total_mean)
         row["host_bound_share"] = _host_bound(group, [stage], busy) if stage in STAGES[2:] else None
         row["clock_gap_share"] = _clock_gap(group, [stage]) if stage in (*STAGES, "total") else None
-        row["energy_j"] = (
-            _median(group.column("energy_j" if stage == "total" else f"{stage}_energy_j")) if stage in (*STAGES, "total") else None
-        )
+        row["energy_j"] = used.get("energy_j" if stage == "total" else f"{stage}_energy_j")
+        row["energy_n"] = used["energy_n"] if row["energy_j"] is not None else None
         row |= {"peak_bytes": _peak(group, stage), "outliers_mild": mild, "outliers_severe": severe}
         rows.append(row)
     return rows

@@ -16,15 +16,18 @@ import numpy.typing as npt
 import polars as pl
 
 from stagebench.config import Config
-from stagebench.merge.analysis import METRICS, SETTINGS, Group, disturbed, longest_wait
-from stagebench.merge.comparison import NO_PAIRS, paired, ratio_row
-from stagebench.stats import MIN_BATCHES, Verdict, cluster_interval, fit_line, sequence_ratio, unpaired_ratio
+from stagebench.merge.analysis import METRICS, SETTINGS, Group
+from stagebench.merge.comparison import NO_PAIRS, paired, ratio_row, word
+from stagebench.merge.conditions import longest_wait
+from stagebench.stats import MIN_BATCHES, cluster_interval, fit_line, sequence_ratio, unpaired_ratio
 
 __all__ = ["AXES", "axis_rows", "seconds_of"]
 
 AXES = ("frames", "batch", "keep_visual")
 """Settings whose values are numbers: what they cost has a slope."""
 DATASET = "dataset"
+PER_SAMPLE = "sample_ms"
+"""Total / batch: compared along `batch` too, where more samples in more time is no slowness."""
 
 _DURATION = re.compile(r"(?:^|[^a-z0-9.])(\d+(?:\.\d+)?)(ms|s)$")
 _MIN_SEQUENCES = 2
@@ -54,26 +57,36 @@ class _Place:
 def axis_rows(found: Sequence[Group], config: Config) -> list[dict[str, Any]]:
     """A row for each axis, model, place and metric, in the config's order along the axis. An axis of one place is none."""
     rows: list[dict[str, Any]] = []
-    for axis, places in _series(found, config):
-        for metric in METRICS:
-            line = _slope(places, metric, config)
+    for axis, series, places in _series(found, config):
+        for metric in (*METRICS[:1], PER_SAMPLE, *METRICS[1:]) if axis == "batch" else METRICS:
+            line = {"series": series} | _slope(places, metric, config)
             rows += [_row(axis, place, places[0], metric, config) | line for place in places]
     return rows
 
 
-def _series(found: Sequence[Group], config: Config) -> Iterator[tuple[str, list[_Place]]]:
-    """Groups that differ in one axis only, ordered along it; groups without a sample left out."""
+def _series(found: Sequence[Group], config: Config) -> Iterator[tuple[str, str | None, list[_Place]]]:
+    """(axis, what tells them from the model's other series, groups that differ in that axis only and stand in its order).
+
+    Groups without a sample are left out.
+    """
     for axis in (DATASET, *AXES):
         alike: dict[tuple[Any, ...], list[Group]] = {}
         for group in found:
             if group.n:
                 alike.setdefault(_rest(group, axis), []).append(group)
         values = list(config.datasets) if axis == DATASET else list(getattr(config.variants, axis))
-        for members in alike.values():
+        several = {rest: members for rest, members in alike.items() if len({_place(group, axis).label for group in members}) > 1}
+        for members in several.values():
             places = [_place(group, axis) for group in members]
             places.sort(key=lambda place: _rank(values, place))
-            if len({place.label for place in places}) > 1:
-                yield axis, places
+            yield axis, _telling(axis, members[0], [others[0] for others in several.values()]), places
+
+
+def _telling(axis: str, one: Group, all_series: Sequence[Group]) -> str | None:
+    """The settings, beside the axis, in which this series of a model differs from another of the same model; None where it has but one."""
+    of_model = [other for other in all_series if other.model == one.model]
+    names = [n for n in SETTINGS if n != axis and len({other.settings[n] for other in of_model}) > 1]
+    return " · ".join(f"{name}: {one.settings[name]}" for name in names) or None
 
 
 def _rest(group: Group, axis: str) -> tuple[Any, ...]:
@@ -133,10 +146,8 @@ def _ratio(place: _Place, first: _Place, metric: str, config: Config) -> dict[st
     else:
         ratio = unpaired_ratio(values, clusters, others, other_clusters, **settings)
         how, pairs = UNPAIRED, 0
-    word = ratio.verdict
-    if disturbed(longest_wait(place.group.typical, first.group.typical)) and metric != "new_tokens":
-        word = Verdict.AMBIGUOUS
-    return {"pairs": pairs, "how": how, "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": word.value}
+    said = word(ratio.verdict, metric, longest_wait(place.group.typical, first.group.typical))
+    return {"pairs": pairs, "how": how, "ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "verdict": said}
 
 
 def _slope(places: Sequence[_Place], metric: str, config: Config) -> dict[str, Any]:

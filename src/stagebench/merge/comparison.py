@@ -12,9 +12,10 @@ import numpy.typing as npt
 import polars as pl
 
 from stagebench.config import Config
-from stagebench.merge.analysis import METRICS, SETTINGS, Group, batches_of, disturbed, longest_wait
+from stagebench.merge.analysis import METRICS, SETTINGS, Group, batches_of
+from stagebench.merge.conditions import longest_wait
 from stagebench.stages import STAGES
-from stagebench.stats import PARTS, Verdict, acceptance, decompose, paired_ratio, quantile, speculative_speedup
+from stagebench.stats import PARTS, Verdict, acceptance, decompose, disturbed, paired_ratio, quantile, speculative_speedup
 
 __all__ = [
     "GAMMAS",
@@ -28,6 +29,7 @@ __all__ = [
     "optimisation_rows",
     "paired",
     "ratio_row",
+    "word",
 ]
 
 GAMMAS = (1, 3, 5, 8)
@@ -110,11 +112,19 @@ def ratio_row(pair: Pair, metric: str, config: Config) -> dict[str, Any]:
     ratio = paired_ratio(left[keep], right[keep], clusters, batches=_batches(pair, metric, keep), **settings)
     row |= {"median": float(np.median(left[keep])), "reference_median": float(np.median(right[keep]))}
     row |= {"ratio": ratio.ratio, "low": ratio.low, "high": ratio.high, "speedup": 1 / ratio.ratio}
-    word = _COUNT_WORDS.get(ratio.verdict.value, ratio.verdict.value) if metric == "new_tokens" else ratio.verdict.value
     share = longest_wait(pair.left, pair.right)
-    if disturbed(share) and metric != "new_tokens":
-        word = Verdict.AMBIGUOUS.value
-    return row | {"clusters": ratio.clusters, "method": ratio.method, "verdict": word, "cpu_wait_share": share}
+    said = word(ratio.verdict, metric, share)
+    return row | {"clusters": ratio.clusters, "method": ratio.method, "verdict": said, "cpu_wait_share": share}
+
+
+def word(found: Verdict, metric: str, share: float | None) -> str:
+    """What a table says of a ratio's verdict: of a number of tokens, MORE or FEWER; of times that waited for a CPU, AMBIGUOUS.
+
+    share: `longest_wait` of both sides.
+    """
+    if metric == "new_tokens":
+        return _COUNT_WORDS.get(found.value, found.value)
+    return Verdict.AMBIGUOUS.value if disturbed(share) else found.value
 
 
 def _batches(pair: Pair, metric: str, keep: npt.NDArray[np.bool_]) -> list[list[str]]:

@@ -60,6 +60,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
             "share_of_limit",
             "energy_j",
             "decode_energy_j",
+            "energy_n",
             "power_w",
             "sm_clock_mhz",
             "temperature_c",
@@ -78,7 +79,8 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     ),
     "comparison": (*_PAIR, "metric", "clusters", "median", "reference_median", *_RATIO, "speedup", "method", "cpu_wait_share"),
     "axis": (
-        *("axis", "machine", "dataset", "model", "variant", "length", "metric", "value", "x", "unit", "n", "failed", "discarded", "capped"),
+        *("axis", "machine", "dataset", "model", "variant", "series", "length", "metric", "value", "x", "unit"),
+        *("n", "failed", "discarded", "capped"),
         *(
             "median",
             "gmean",
@@ -103,7 +105,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     "failures": (*_GROUP, "sample", "status", "codes", "reason", "runs"),
     "distribution": (
         *(*_GROUP, *_COUNTS, "metric", "median_ms", "mean_ms", *_QUANTILES, "mad_ms", "cv", "gmean_ms", "low_ms", "high_ms", "share"),
-        *("host_bound_share", "clock_gap_share", "energy_j", "peak_bytes", "outliers_mild", "outliers_severe"),
+        *("host_bound_share", "clock_gap_share", "energy_j", "energy_n", "peak_bytes", "outliers_mild", "outliers_severe"),
     ),
     "views": (*_GROUP, *_COUNTS, "view", "step", "median_ms", "mean_ms", "share"),
     "decomposition": (*_PAIR, "part", "ms", "factor", "log_ratio", "share"),
@@ -119,9 +121,10 @@ _SAMPLE = (
     "A sample's figure is that of its run with the median total; failed, discarded and capped samples are counted and enter no figure."
 )
 _RATIOS = (
-    "ratio: geometric mean over samples of model / reference, with its interval (low, high) clustered by sequence; below 1 the model "
-    "is faster. FASTER, SLOWER: the interval lies below, above 1. SAME: it lies within 1 ± compare.same_within. AMBIGUOUS: otherwise, and "
-    "where either side waited for a CPU for over 10 % of its time (cpu_wait_share)."
+    "ratio: geometric mean over samples of model / reference, with its interval (low, high) clustered by sequence, and by batch at "
+    "batch > 1; below 1 the model is faster. FASTER, SLOWER: the interval lies below, above 1. SAME: it lies within 1 ± "
+    "compare.same_within. AMBIGUOUS: otherwise, and where either side waited for a CPU for over 10 % of its time (cpu_wait_share; waits up "
+    "to 3 ms count as none)."
 )
 
 NOTES: dict[str, tuple[str, ...]] = {
@@ -133,6 +136,8 @@ NOTES: dict[str, tuple[str, ...]] = {
         "unpaired, each side's error clustered by sequence.",
         "slope: the metric (ms, or tokens) for each further unit of the axis, least squares over all samples of the series, interval by "
         "a jackknife over sequences. A dataset's seconds are those that its name ends in (dsec_200ms, dsec_1s).",
+        "Along batch, times are those of the whole batch; sample is total / batch, so below 1 is a higher throughput. series: the settings "
+        "that tell a model's series on an axis apart.",
     ),
     "load": (_ROUNDING, "Over all length modes; n counts samples."),
     "optimisations": (
@@ -151,7 +156,8 @@ NOTES: dict[str, tuple[str, ...]] = {
         "decode = tokens x ms_per_token is divided between the two, each at the mean of both models' other factor.",
     ),
     "acceptance": (
-        "alpha: chance that a draft token is accepted given that all before it were. position_share: equal positions. BOS is left out.",
+        "alpha: chance that a draft token is accepted given that all before it were. position_share: equal positions. Only generated ids "
+        "are compared.",
         "speculative_speedup_computed is computed from alpha, gamma and cost (draft / target ms a token); it was not measured.",
     ),
 }
@@ -201,6 +207,7 @@ def layout(name: str, config: Config, *, several_machines: bool, several_dataset
                     "weights_bytes",
                     "energy_j",
                     "decode_energy_j",
+                    "energy_n",
                     "share_of_limit",
                     "first_call_ms",
                     "warmup",
@@ -212,6 +219,7 @@ def layout(name: str, config: Config, *, several_machines: bool, several_dataset
     if name == "comparison":
         return (("", (*pair, "metric", "n", "failed", "discarded", "capped", "median", "reference_median", *_RATIO)),)
     if name == "axis":
+        who = (*where, "model", *(("series",) if many else ()), "length")
         place = ("axis", *who, "metric", "value", "n", "failed", "discarded")
         return (
             ("", (*place, "median", "gmean_low", "gmean_high", "against", "how", "pairs", *_RATIO)),

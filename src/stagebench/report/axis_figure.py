@@ -10,17 +10,17 @@ from stagebench.report.figures import Figure, Study, _data, _series_colour
 
 __all__ = ["AXIS_FIGURE"]
 
-METRICS = {"total": "total", "ttft": "to first token", "load": "load"}
+METRICS = {"total": "total", "sample": "total / batch", "ttft": "to first token", "load": "load"}
 _UNITS = {"dataset": "dataset", "frames": "frames", "batch": "samples a batch", "keep_visual": "share of visual tokens"}
 
 
 def along_axis(study: Study) -> Any:
     """A panel an axis and metric: geometric mean with its interval at each place, places in the config's order."""
     table = study.tables.get("axis")
-    several = len({group.dataset for group in study.groups}) > 1
+    several = [name for name in ("dataset", "machine") if len({getattr(group, name) for group in study.groups}) > 1]
     rows = [
         {
-            "series": " · ".join([row["model"], row["length"], *([row["dataset"]] if several and row["axis"] != "dataset" else [])]),
+            "series": _label(row, several),
             "axis": row["axis"],
             "metric": METRICS[row["metric"]],
             "place": row["value"],
@@ -39,14 +39,19 @@ def along_axis(study: Study) -> Any:
                 continue
             places = list(dict.fromkeys(row["place"] for row in shown))
             x = alt.X("place:N", title=_UNITS[axis], sort=places, axis=alt.Axis(labelAngle=0))
-            y = alt.Y("gmean:Q", title=f"{metric} (ms)")
+            title = "total of a batch (ms)" if (axis, metric) == ("batch", "total") else f"{metric} (ms)"
+            y = alt.Y("gmean:Q", title=title)
             base = alt.Chart(_data(shown))
             line = base.mark_line(point=True).encode(x=x, y=y, color=_series_colour(rows))
-            bars = base.mark_rule().encode(
-                x=x, y=alt.Y("gmean_low:Q", title=f"{metric} (ms)"), y2="gmean_high:Q", color=_series_colour(rows)
-            )
+            bars = base.mark_rule().encode(x=x, y=alt.Y("gmean_low:Q", title=title), y2="gmean_high:Q", color=_series_colour(rows))
             panels.append(alt.layer(line, bars).properties(width=520, height=110))
     return alt.vconcat(*panels)
+
+
+def _label(row: dict[str, Any], several: list[str]) -> str:
+    """One line of the figure: groups that differ along the axis only. Models and lengths are told apart, and whatever else there is of."""
+    others = [str(row[name]) for name in several if name != row["axis"]]
+    return " · ".join([row["model"], row["length"], *others, *([row["series"]] if row.get("series") else [])])
 
 
 AXIS_FIGURE = Figure(

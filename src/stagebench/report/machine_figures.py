@@ -72,7 +72,8 @@ def energy(study: Study) -> Any:
         name = study.series(row)
         known = {stage: of_stages.get((name, row["length"]), {}).get(stage) for stage in STAGES}
         parts = {stage: joule for stage, joule in known.items() if joule is not None}
-        parts[OTHER] = max(0.0, row["energy_j"] - sum(parts.values()))
+        parts[OTHER] = row["energy_j"] - sum(parts.values())
+        name = f"{name} (n = {row['energy_n']})"
         rows += [{"series": name, "length": row["length"], "part": p, "order": i, "joule": j} for i, (p, j) in enumerate(parts.items())]
     if not rows:
         return None
@@ -82,7 +83,7 @@ def energy(study: Study) -> Any:
         alt.Chart(_data(rows))
         .mark_bar()
         .encode(
-            x=alt.X("joule:Q", title="energy a sample (J, median)", stack="zero"),
+            x=alt.X("joule:Q", title="energy a sample (J, mean)", stack="zero"),
             y=alt.Y("series:N", title=None, sort=None),
             color=alt.Color("part:N", title="stage", scale=alt.Scale(domain=named, range=[colours[part] for part in named])),
             order=alt.Order("order:Q"),
@@ -118,7 +119,8 @@ MACHINE_FIGURES = (
     Figure(
         "energy",
         "Energy",
-        "Energy of a sample, where the device counts it. A stage has its own share where it is far longer than the counter's period.",
+        "Mean energy of a sample, where the device counts it. A stage has its own share where it is far longer than the counter's period; "
+        "n: samples that have all such stages, over which stages and total are taken.",
         energy,
     ),
     Figure(

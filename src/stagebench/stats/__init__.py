@@ -20,9 +20,12 @@ from stagebench.stats.estimates import (
     verdict,
 )
 from stagebench.stats.unpaired import sequence_ratio, unpaired_ratio
+from stagebench.stats.waiting import CPU_WAIT_MS, DISTURBED_SHARE, disturbed
 
 __all__ = [
     "BOOTSTRAP_CLUSTERS",
+    "CPU_WAIT_MS",
+    "DISTURBED_SHARE",
     "MIN_BATCHES",
     "PARTS",
     "TAIL",
@@ -36,6 +39,7 @@ __all__ = [
     "acceptance",
     "cluster_interval",
     "decompose",
+    "disturbed",
     "fit_line",
     "mad",
     "paired_ratio",
