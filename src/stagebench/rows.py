@@ -139,7 +139,7 @@ guesses ahead proposed, and how much of it the model chose itself; null for othe
 `plain_*`: total and output of a run of the same sample and repeat without instrumentation, where one was made.
 `weights_bytes`: parameters and buffers of the whole model. `limit_ms`: bytes that one decode step reads (language model
 without its embedding table, and KV cache) over the bandwidth measured in the same job; `share_of_limit`: limit_ms / (ms per token).
-`<stage>_energy_j`: only of stages that are far longer than the period at which the device's energy counter moves.
+`<stage>_energy_j`: only in fixed lengths, of stages that are far longer than the period at which the device's energy counter moves.
 `cpu_wait_ms`: for how long the thread that waited longest stood ready without a CPU inside the total, and no longer than others can have
 had the job's CPUs (CPUs x wall - own CPU time), so that waits for its own threads are not in it; null where the
 kernel does not tell. `harness_ms`: the harness's own cost of one sample, from the null workload.

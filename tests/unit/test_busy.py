@@ -4,9 +4,12 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from torch._C._autograd import DeviceType
 
 from stagebench.session.busy import busy_by_stage, device_busy
+
+
+DeviceType = SimpleNamespace(CPU=SimpleNamespace(name="CPU"), CUDA=SimpleNamespace(name="CUDA"))
+"""As the profiler's events name their devices; the enumeration itself is in no public module of torch."""
 
 
 def event(name: str, start: float, end: float, device: Any = DeviceType.CUDA, **more: Any) -> Any:

@@ -2,7 +2,7 @@
 
 import time
 from dataclasses import replace
-from itertools import cycle
+from itertools import count, cycle
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ import torch
 from stagebench import engines
 from stagebench.config import RepeatsConfig
 from stagebench.errors import SourceError, TimingError
-from stagebench.machine import Monitor, Reading
+from stagebench.machine import EnergyCounter, Monitor, Reading
 from stagebench.models import registry
 from stagebench.models.base import Features, ModelSpec
 from stagebench.rows import SCHEMA, Code
@@ -371,6 +371,16 @@ def test_energy_is_given_only_where_the_counter_can_tell_it(subject):
     readings = [Reading(energy_mj=n * 40_000) for n in range(6)]
     rows = measured(replace(subject, loader=Slow()), 3, monitor=Sensors(readings)).rows
     assert {r["clip"]: r["energy_j"] for r in rows} == {"seq/0": None, "seq/1": 40.0, "seq/2": None}
+
+
+def test_stages_are_metered_in_fixed_lengths_only(subject):
+    """Warm-up tells what a reading costs of a run of the same length; of natural answers it saw one, and others may be far shorter."""
+    mj = count()
+    settings = replace(FIXED, lengths=("natural", "4"), max_new_tokens=6, warmup=2)
+    metered = replace(subject, meter=lambda: next(mj))
+    rows = measured(metered, 2, settings, counter=EnergyCounter(period_ms=1e-4, read_ms=1e-6)).rows
+    energies = {length: {r[f"{s}_energy_j"] for r in rows for s in STAGES if r["length"] == length} for length in ("natural", "4")}
+    assert energies == {"natural": {None}, "4": {1e-3}}
 
 
 def test_a_batch_is_always_full_and_gives_each_sample_one_row(subject):

@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import profiler
-from torch._C._autograd import DeviceType
 
 from stagebench.models.base import Decoding
 from stagebench.rows import Status
@@ -92,9 +91,9 @@ def busy_by_stage(events: Iterable[Any]) -> tuple[dict[str, float], int]:
     for event in events:
         span = (float(event.time_range.start), float(event.time_range.end))  # us
         if event.name.startswith(_MARK):
-            if event.device_type == DeviceType.CPU:
+            if event.device_type.name == "CPU":
                 stages[event.name.removeprefix(_MARK)] = span
-        elif event.device_type == DeviceType.CUDA and span[1] > span[0] and not getattr(event, "is_user_annotation", False):
+        elif event.device_type.name == "CUDA" and span[1] > span[0] and not getattr(event, "is_user_annotation", False):
             work.append(span)
     work.sort()
     found = {}

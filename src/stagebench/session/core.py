@@ -28,6 +28,8 @@ __all__ = ["Outcome", "Settings", "metered_stages", "time_samples"]
 
 log = logging.getLogger(__name__)
 
+NATURAL = "natural"
+
 METER_SHARE = 0.001
 """What reading the energy counter inside a sample's total may cost of it: the harness's own bound."""
 
@@ -39,7 +41,7 @@ FATAL_TRIES = 2
 class Settings:
     """How samples are measured."""
 
-    lengths: tuple[str, ...] = ("natural",)
+    lengths: tuple[str, ...] = (NATURAL,)
     """"natural", or a number as text: exactly that many tokens."""
     max_new_tokens: int = 512
     repeats: RepeatsConfig = field(default_factory=lambda: RepeatsConfig.model_validate({}))
@@ -73,7 +75,7 @@ class Settings:
 
     def decoding(self, length: str, eos: Sequence[int], sample: str = "") -> Decoding:
         """Stop rule of one length mode; the seed is the sample's own."""
-        fixed = None if length == "natural" else int(length)
+        fixed = None if length == NATURAL else int(length)
         return Decoding(
             max_new_tokens=fixed or self.max_new_tokens,
             min_new_tokens=fixed or 0,
@@ -125,7 +127,8 @@ def time_samples(
     constant: row columns that are the same for all. limits: for the limit columns. journal: finished groups are taken from it and
     added to it. reuse: rows by sample key that stand for a sample's measurement (batch 1 only). progress: called with (samples done, of).
     watch: called with the rows of each group before that; both run between samples and must be quick.
-    counter: how finely the device counts energy; with it, and a meter in `subject`, long stages get an energy of their own.
+    counter: how finely the device counts energy; with it, and a meter in `subject`, long stages get an energy of their own (in fixed
+    lengths).
 
     Raises DeviceLostError when the device fails for good, TimingError when the journal cannot be written.
     """
@@ -191,7 +194,7 @@ class _Loop:
         self.subject, self.settings, self.constant, self.limits = subject, settings, constant, limits
         self.monitor, self.outcome, self.counter = monitor, outcome, counter
         self.metered: dict[str, frozenset[str]] = {}
-        """By length mode: the stages at whose borders the energy counter is read."""
+        """By fixed length: the stages at whose borders the energy counter is read."""
         self.eos = tuple(subject.adapter.eos_token_ids())
         self.next_of: Mapping[int, Group] = {}
         """The group measured after the one of that order."""
@@ -217,6 +220,8 @@ class _Loop:
                 self.outcome.warmup.append(record)
         if self.counter is not None and self.outcome.first_call is not None:
             for length in settings.lengths:
+                if length == NATURAL:
+                    continue  # an answer far shorter than the warm-up's would be disturbed by readings that warm-up could afford
                 seen = [record for record in self.outcome.warmup if record["length"] == length and "stages_ms" in record]
                 self.metered[length] = metered_stages(seen, self.counter)
 
