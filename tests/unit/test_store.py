@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import random
 import signal
@@ -10,6 +11,7 @@ import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -330,6 +332,42 @@ def test_an_interrupt_closes_no_file_that_is_still_written_to(tmp_path: Path, mo
             assert os.fstat(other.fileno()).st_size == 0
     assert refused == []
     assert [path.name for path in tmp_path.iterdir()] == ["other"]
+
+
+@pytest.mark.parametrize("threads", [0, 2])
+def test_a_caught_write_error_commits_no_shard_with_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+    real, faults = os.pwrite, [errno.EIO]
+
+    def once(fd: int, data: bytes, at: int) -> int:
+        if at > 5000 and faults:
+            raise OSError(faults.pop(), "Input/output error")
+        return real(fd, data, at)
+
+    monkeypatch.setattr(os, "pwrite", once)
+    errors = []
+    pool = ThreadPoolExecutor(threads) if threads else None
+    path, pool = tmp_path / "a.parquet", ThreadPoolExecutor(threads) if threads else None
+    with pool or nullcontext(), pytest.raises(StoreError, match="an earlier"), ShardWriter(path, "frames", SPEC, pool=pool) as writer:
+        for i in range(9):
+            try:
+                writer.add(ClipRow.from_frames(f"c{i}", "d", pixels(i)))
+            except StoreError as error:
+                errors.append(str(error))
+    assert "Input/output error" in errors[0] and len(errors) > 1
+    assert all("an earlier row" in error for error in errors[1:])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_rows_are_written_again_from_reads_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The system reads no more than 0x7ffff000 bytes at a time."""
+    real = os.pread
+    frames = {"a": pixels(1), "b": pixels(2, height=20)}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "pread", lambda fd, size, at: real(fd, min(size, 100), at))
+        write(tmp_path / "a.parquet", frames)
+    with Shard.open(tmp_path / "a.parquet") as shard:
+        for clip, array in frames.items():
+            assert np.array_equal(np.stack(shard.frames(clip)), array)
 
 
 def test_an_older_file_stands_until_the_new_one_is_whole(tmp_path: Path) -> None:

@@ -57,3 +57,36 @@ def test_an_exception_ends_the_thread_too(tmp_path: Path, monkeypatch: pytest.Mo
         raise ZeroDivisionError
     assert not [t for t in threading.enumerate() if t.name == "flush"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lost_write_of_a_file_that_is_written_again_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A clip of another size begins a second file; the first one's error must not keep it and its descriptor."""
+    failed = threading.Event()
+
+    def lost(fd: int) -> None:
+        failed.set()
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(_flush, "_STEP", 1)
+    monkeypatch.setattr(_flush.os, "fdatasync", lost)
+    open_before = len(list(Path("/proc/self/fd").iterdir()))
+    with pytest.raises(StoreError, match="Input/output error"), ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
+        writer.add(rows(1)[0])
+        assert failed.wait(10)
+        writer.add(ClipRow.from_frames("other", "d", np.zeros((2, 40, 30, 3), np.uint8)))
+    assert list(tmp_path.iterdir()) == []
+    assert len(list(Path("/proc/self/fd").iterdir())) == open_before
+
+
+def test_without_a_thread_to_be_had_the_shard_is_written_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(_flush, "_STEP", 5000)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", none_left)
+        with ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
+            for row in rows():
+                writer.add(row)
+    with Shard.open(tmp_path / "a.parquet") as shard:
+        assert len(shard.clips) == 6

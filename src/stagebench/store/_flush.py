@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 
@@ -28,8 +29,10 @@ class Flusher:
             self._new += size
             if self._new >= _STEP:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, name="flush", daemon=True)
-                    self._thread.start()
+                    thread = threading.Thread(target=self._run, name="flush", daemon=True)
+                    with contextlib.suppress(RuntimeError):  # no thread to be had: the last fsync waits for longer
+                        thread.start()
+                        self._thread = thread
                 self._due.notify()
 
     def close(self) -> None:

@@ -22,6 +22,7 @@ from stagebench.errors import StoreError
 from stagebench.store._encode import Bytes, EncodedRow, RowEncoder, placed
 from stagebench.store._flush import Flusher
 from stagebench.store._format import FORMAT_VERSION, MAX_PIXELS, ClipRow, RowMeta, holds_raw_events
+from stagebench.store._pages import pread
 from stagebench.store._seal import BODY_KEY, SEAL_KEY, UNSEALED, Structure, sealed
 
 __all__ = ["ShardWriter"]
@@ -71,6 +72,8 @@ class ShardWriter:
         self._fd = -1
         self._flusher: Flusher | None = None
         self._pending: deque[Future[None]] = deque()
+        self._broken = False
+        """While a row is added, and for good once that failed: the file has a hole."""
         self._begin()
 
     def _begin(self) -> None:
@@ -102,7 +105,12 @@ class ShardWriter:
         return self._encoder.encode(row, self._fixed if self._known else self._own_size(row))
 
     def add(self, row: ClipRow | EncodedRow) -> None:
-        """Append one clip as one row group."""
+        """Append one clip as one row group. With a pool, its arrays must not change before the writer's `with` block has ended.
+
+        Once a row could not be written, nothing can: no further row is taken, and the exit commits nothing. A row that is refused
+        for what it is (of another content, too large, there already) harms no other.
+        """
+        self._check_whole()
         encoded, row = (row, row.row) if isinstance(row, EncodedRow) else (None, row)
         meta = row.meta
         if meta.clip in self._clips:
@@ -117,9 +125,17 @@ class ShardWriter:
             )
         if self._fd < 0:
             raise StoreError(f"{self.path}: rows are added inside `with ShardWriter(...)` only. Open the writer first.")
+        self._broken = True
         self._clips[meta.clip] = (meta.digest, meta.status)
         with self._disk(row.nbytes):
             self._add(row, encoded)
+        self._broken = False
+
+    def _check_whole(self) -> None:
+        if self._broken:
+            raise StoreError(
+                f"{self.path}: an earlier row could not be written, so nothing is. See the first error, and write the shard again."
+            )
 
     def _add(self, row: ClipRow, encoded: EncodedRow | None) -> None:
         if not self._known:
@@ -192,14 +208,17 @@ class ShardWriter:
             for row in earlier:
                 pixels = None
                 if row.meta.ok:
-                    pixels = self._encoder.pixels(os.pread(fd, row.size, row.page), row.raw_size, fixed)
+                    pixels = self._encoder.pixels(pread(fd, row.size, row.page), row.raw_size, fixed)
                 self._append(ClipRow(row.meta, pixels=pixels))
         finally:
-            if flusher is not None:
-                flusher.close()
-            _remove(old, fd)
+            try:
+                if flusher is not None:
+                    flusher.close()
+            finally:
+                _remove(old, fd)
 
     def _commit(self) -> None:
+        self._check_whole()
         if not self._known:
             self._settle(None)
         if self._temp is None:
@@ -290,10 +309,12 @@ class ShardWriter:
 
 
 def _remove(temp: Path | None, fd: int) -> None:
-    if temp is not None:
-        temp.unlink(missing_ok=True)
-    if fd >= 0:
-        os.close(fd)
+    try:
+        if temp is not None:
+            temp.unlink(missing_ok=True)
+    finally:
+        if fd >= 0:
+            os.close(fd)
 
 
 def _escape(name: str) -> str:
