@@ -141,6 +141,9 @@ def test_two_batches_bear_no_interval() -> None:
     assert sequence_ratio(np.exp(values) * 2, names, np.ones(64), names, reference_batches=[halves]).low is None
     line = fit_line(np.arange(64.0), values, names, batches=[halves])
     assert line is not None and line.slope_low is None
+    quarters = [f"b{i // 16}" for i in range(64)]
+    alone = fit_line(np.repeat([1.0, 1.0, 1.0, 2.0], 16), values, names, batches=[quarters])
+    assert alone is not None and alone.slope_low is None, "without the one batch at 2 there is no line"
 
 
 @pytest.mark.parametrize(("own", "others"), [(1, 1), (1, 5), (5, 1), (2, 2), (3, 6)])

@@ -7,6 +7,7 @@ clustering, Cameron, Gelbach and Miller 2011), never below either alone.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -47,13 +48,15 @@ def two_way(error: Callable[[Members], tuple[float, float]], recordings: Members
     """(variance, degrees of freedom) over recordings and batches. error: a grouping -> both, as if its groups were independent.
 
     Batches that lie within others of `batches` (a side's of 8 within the other's of 32) are left to those. Degrees of freedom are those
-    of the grouping that has the fewest: with six batches, six is what is known.
+    of the grouping that has the fewest: with six batches, six is what is known. NaN where a grouping has no error.
     """
     variance, freedom = error(recordings)
     least = variance
     for batch in _coarsest([members(names) for names in batches]):
         own, own_freedom = error(batch)
         both, _ = error(_crossed(recordings, batch))
+        if not (math.isfinite(own) and math.isfinite(both)):  # max() below would pass over a NaN
+            return math.nan, freedom
         variance += max(0.0, own - both)
         least, freedom = max(least, own), min(freedom, own_freedom)
     return max(variance, least), freedom
