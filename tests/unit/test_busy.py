@@ -7,7 +7,6 @@ import pytest
 
 from stagebench.session.busy import busy_by_stage, device_busy
 
-
 DeviceType = SimpleNamespace(CPU=SimpleNamespace(name="CPU"), CUDA=SimpleNamespace(name="CUDA"))
 """As the profiler's events name their devices; the enumeration itself is in no public module of torch."""
 

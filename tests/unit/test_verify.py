@@ -129,6 +129,40 @@ def test_hooks_that_cost_are_caught(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not found.passed and "with hooks" in found.detail
 
 
+@pytest.mark.parametrize(
+    ("cost", "noise", "low", "high"),
+    [(0.0, "exponential", 0.99, 1), (0.02, "exponential", 0, 0.05), (0.02, "spikes", 0, 0.1), (0.03, "gauss", 0, 0.1)],
+)
+def test_what_hooks_cost_is_told_from_noise(cost: float, noise: str, low: float, high: float) -> None:
+    """200 proofs of an encode of 30 ms on a simulated host: 3 % exponential noise; 1 % and now and then 30 %; 3 % Gaussian."""
+    rng = np.random.default_rng(0)
+    noises = {
+        "exponential": lambda: rng.exponential(0.03),
+        "spikes": lambda: rng.normal(0, 0.01) + (rng.random() < 0.3) * rng.exponential(0.3),
+        "gauss": lambda: rng.normal(0, 0.03),
+    }
+    clock = [0.0]
+
+    def encode_ms(hooked: bool) -> float:
+        ms = 30.0 * (1 + cost * hooked + float(noises[noise]()))
+        clock[0] += ms * 1e-3
+        return ms
+
+    passed = [verify._costs_nothing(encode_ms, 20.0, lambda: clock[0])[0] for _ in range(200)]
+    assert low <= np.mean(passed) <= high
+
+
+def test_the_time_to_look_is_bounded() -> None:
+    clock = [0.0]
+
+    def slow(hooked: bool) -> float:
+        clock[0] += 4.0
+        return 4000.0 + 100 * hooked
+
+    passed, detail = verify._costs_nothing(slow, 20.0, lambda: clock[0])
+    assert not passed and "of 3 runs" in detail
+
+
 def test_features_changed_in_place_are_caught() -> None:
     adapter = adapter_of("llava")
     merge = adapter.merge
