@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -42,7 +46,7 @@ def by_system_calls(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 @pytest.mark.parametrize("mapped", [True, False])
 def test_a_verified_shard_is_read_from_its_mapping(path: Path, monkeypatch: pytest.MonkeyPatch, mapped: bool) -> None:
     if not mapped:
-        monkeypatch.setattr(_mapping, "_file_system", lambda path: "nfs4")
+        monkeypatch.setattr(_mapping, "_file_system", lambda fd: "nfs4")
     with Shard.open(path) as shard:
         assert (shard._mapping is not None) is mapped
         read = by_system_calls(monkeypatch)
@@ -107,24 +111,83 @@ def test_what_left_the_memory_is_read_by_system_calls(path: Path, monkeypatch: p
         assert np.array_equal(np.stack(shard.frames("c4")), frames(4))
 
 
-def test_a_file_system_that_cannot_tell_is_taken_for_memory(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def preadv(*_: object) -> int:
-        raise OSError(95, "Operation not supported")
+@pytest.mark.parametrize(("number", "mapped"), [(errno.EOPNOTSUPP, True), (errno.EIO, False), (errno.EINVAL, False)])
+def test_only_a_file_system_that_cannot_tell_is_taken_for_memory(
+    path: Path, monkeypatch: pytest.MonkeyPatch, number: int, mapped: bool
+) -> None:
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], at: int, flags: int = 0) -> int:
+        if flags & os.RWF_NOWAIT:
+            raise OSError(number, os.strerror(number))
+        return real(fd, buffers, at, flags)
 
     with Shard.open(path) as shard:
         monkeypatch.setattr(os, "preadv", preadv)
+        assert (shard.view("c4") is not None) is mapped
+        assert np.array_equal(np.stack(shard.frames("c4")), frames(4))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_mapping_is_populated_from_memory_alone(path: Path, monkeypatch: pytest.MonkeyPatch, resident: bool) -> None:
+    """MADV_POPULATE_READ reads what is not in memory, too: the whole shard from the disk, page by page."""
+    advised: list[int] = []
+    with path.open("rb") as file:
+        mapping = _mapping.MappedFile(file.fileno(), path.stat().st_size)
+        monkeypatch.setattr(mapping, "_map", SimpleNamespace(madvise=advised.append, close=mapping._map.close))
+        monkeypatch.setattr(os, "preadv", lambda fd, buffers, at, flags: int(resident or at == 0))
+        mapping.populate()
+        mapping.close()
+    assert advised == [22] * resident
+
+
+@pytest.mark.parametrize(
+    ("kind", "mapped"), [("ext4", True), ("btrfs", True), ("overlay", True), ("nfs", False), ("vboxsf", False), ("", False)]
+)
+def test_only_local_file_systems_are_mapped(path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, mapped: bool) -> None:
+    """Of any other, one not known here among them, a page may be withdrawn, and its read end the process."""
+    monkeypatch.setattr(_mapping, "_file_system", lambda fd: kind)
+    with Shard.open(path) as shard:
+        assert (shard._mapping is not None) is mapped
         assert np.array_equal(np.stack(shard.frames("c4")), frames(4))
 
 
 def test_file_system_types(path: Path, tmp_path: Path) -> None:
-    device = path.stat().st_dev
-    table = tmp_path / "mountinfo"
-    here = f"{os.major(device)}:{os.minor(device)}"
-    table.write_text(f"1 0 0:999 / /other rw - ext4 /dev/x rw\n2 0 {here} / /here rw,relatime shared:1 - fuse.sshfs host:/ rw\n")
-    assert _mapping._file_system(path, table) == "fuse.sshfs"
-    table.write_text("1 0 0:999 / /other rw - ext4 /dev/x rw\n")
-    assert _mapping._file_system(path, table) == ""
-    assert _mapping._file_system(path, tmp_path / "none") == ""
+    table, other = tmp_path / "mountinfo", "1 0 0:999 / /other rw - ext4 /dev/x rw\n"
+    with path.open("rb") as file:
+        fd = file.fileno()
+        about = tmp_path / "fdinfo" / str(fd)
+        about.parent.mkdir()
+        about.write_text("pos:\t0\nflags:\t0100000\nmnt_id:\t2\nino:\t3\n")
+        assert _mapping._file_system(fd, tmp_path) == ""
+        table.write_text(other + "2 0 0:998 / /b rw,relatime shared:1 - fuse.sshfs host:/ rw\n22 0 0:997 / /c rw - xfs x rw\n")
+        assert _mapping._file_system(fd, tmp_path) == "fuse.sshfs"
+        table.write_text(other)
+        assert _mapping._file_system(fd, tmp_path) == ""
+        about.write_text("flags:\t0100000\n")  # names no mount
+        device = os.fstat(fd).st_dev
+        table.write_text(other + f"2 0 {os.major(device)}:{os.minor(device)} / /b rw - nfs4 host:/ rw\n")
+        assert _mapping._file_system(fd, tmp_path) == "nfs4"
+
+
+@pytest.mark.skipif(not Path("/dev/shm").is_dir(), reason="no tmpfs")
+def test_a_shard_in_memory_is_mapped(path: Path) -> None:
+    with TemporaryDirectory(dir="/dev/shm") as folder:
+        copy = Path(shutil.copy(path, folder))
+        with Shard.open(copy) as shard:
+            assert shard._mapping is not None and shard.view("c4") is not None
+
+
+def test_a_shard_removed_while_it_is_verified_is_read_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = Shard.verify
+
+    def verify(shard: Shard, **how: int | None) -> None:
+        real(shard, **how)
+        path.unlink()
+
+    monkeypatch.setattr(Shard, "verify", verify)
+    with Shard.open(path) as shard:
+        assert np.array_equal(np.stack(shard.frames("c4")), frames(4))
 
 
 def test_a_file_that_cannot_be_mapped_is_read_all_the_same(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

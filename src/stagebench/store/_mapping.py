@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import mmap
 import os
@@ -17,7 +18,7 @@ log = logging.getLogger(__name__)
 _POPULATE_READ = 22
 """madvise's MADV_POPULATE_READ (Linux 5.14), which the module mmap does not name."""
 _PROBE = 4 << 20
-_REMOTE = ("nfs", "nfs4", "cifs", "smb3", "lustre", "gpfs", "beegfs", "ceph", "glusterfs", "9p", "afs", "orangefs", "fuse")
+_LOCAL = ("ext2", "ext3", "ext4", "xfs", "btrfs", "zfs", "f2fs", "tmpfs", "ramfs", "overlay")
 
 
 class MappedFile:
@@ -30,9 +31,13 @@ class MappedFile:
         """uint8 [size]."""
 
     def populate(self) -> None:
-        """Enter every page that is in memory into the process's page table, so that no later read pays for it."""
-        with contextlib.suppress(OSError):  # an older kernel: the first read of each page enters it
-            self._map.madvise(_POPULATE_READ)
+        """Enter the pages into the process's page table, so that no later read pays for it; nothing where they are not in memory.
+
+        By `holds`'s sample of them: what is missing between is read from the disk.
+        """
+        if self.holds(0, self.data.size):
+            with contextlib.suppress(OSError):  # an older kernel: the first read of each page enters it
+                self._map.madvise(_POPULATE_READ)
 
     def holds(self, begin: int, size: int) -> bool:
         """Whether [begin, begin + size) is in the file and, by a sample of it every 4 MiB, in memory.
@@ -44,10 +49,8 @@ class MappedFile:
         probe = bytearray(1)
         try:
             return all(os.preadv(self._fd, [probe], at, os.RWF_NOWAIT) for at in range(begin, begin + size, _PROBE))
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True  # a file system that cannot tell, as tmpfs: it is memory
+        except OSError as error:
+            return error.errno in (errno.EOPNOTSUPP, errno.ENOTSUP)  # a file system that cannot tell, as tmpfs: it is memory
 
     def close(self) -> None:
         """Unmap, once no view is left."""
@@ -57,10 +60,13 @@ class MappedFile:
 
 
 def map_file(fd: int, path: Path) -> MappedFile | None:
-    """The file, mapped; None where that is not possible or not wise: a server may withdraw a mapped page, and end the process."""
-    kind = _file_system(path)
-    if kind.split(".")[0] in _REMOTE:
-        log.info("%s: read by system calls, for it is on %s", path, kind)
+    """The file, mapped; None where that is not possible or not wise: a server may withdraw a mapped page, and end the process.
+
+    path: for the log; the file may have lost its name.
+    """
+    kind = _file_system(fd)
+    if kind not in _LOCAL:
+        log.info("%s: read by system calls, for it is on %s", path, kind or "an unknown file system")
         return None
     try:
         return MappedFile(fd, os.fstat(fd).st_size)
@@ -69,13 +75,15 @@ def map_file(fd: int, path: Path) -> MappedFile | None:
         return None
 
 
-def _file_system(path: Path, table: Path = Path("/proc/self/mountinfo")) -> str:
-    """Type of the file system that a file is on; "" where the system does not say."""
-    device = path.stat().st_dev
-    wanted = f"{os.major(device)}:{os.minor(device)}"
+def _file_system(fd: int, process: Path = Path("/proc/self")) -> str:
+    """Type of the file system that an open file is on; "" where the system does not say."""
+    device = os.fstat(fd).st_dev
+    # By the mount, too: the device of a file in a subvolume of btrfs is not its mount's. A system may name no mount (gVisor).
+    wanted = {f"{os.major(device)}:{os.minor(device)}"}
     try:
-        lines = table.read_text(errors="replace").splitlines()
+        wanted |= set((process / "fdinfo" / str(fd)).read_text().partition("mnt_id:")[2].split()[:1])
+        lines = (process / "mountinfo").read_text(errors="replace").splitlines()
     except OSError:
         return ""
-    kinds = [line.split(" - ")[1].split()[0] for line in lines if line.split()[2] == wanted and " - " in line]
+    kinds = [line.split(" - ")[1].split()[0] for line in lines if " - " in line and wanted.intersection(line.split()[:3:2])]
     return kinds[-1] if kinds else ""
