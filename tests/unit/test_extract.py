@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import json
 import os
@@ -204,6 +205,23 @@ def test_a_damaged_earlier_row_is_decoded_again(study: Study, caplog: pytest.Log
     with shard_of(plan, cache, "frames") as shard:
         live = read_clip(plan.datasets["d"].root, plan.clip("d", "seq_0/000002"), "frames", shard.spec)
         np.testing.assert_array_equal(np.stack(shard.frames("seq_0/000002")), np.stack(live.frames))
+
+
+def test_earlier_rows_on_a_failing_disk_are_decoded_again(
+    study: Study, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    plan, cache = study(4)
+    extract(plan, cache, "frames")
+    write_mp4(plan.datasets["d"].root / "mp4/seq_0/000000.mp4", 77)
+    plan, _ = study()
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "preadv", fail)
+        (report,) = extract(plan, cache, "frames")
+    assert (report.decoded, report.carried) == (4, 0)
+    assert "Input/output error" in caplog.text
 
 
 def test_failed_rows_are_tried_again_and_other_specs_are_not_taken(study: Study) -> None:

@@ -97,6 +97,28 @@ def test_bytes_outside_the_file_are_not_held(path: Path) -> None:
             assert not shard._mapping.holds(begin, size)
 
 
+@pytest.mark.parametrize("where", ["preadv", "pread"])
+def test_a_failing_disk_is_an_error_of_the_store_while_verifying(path: Path, monkeypatch: pytest.MonkeyPatch, where: str) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Shard.open(path, verify=False) as shard:
+        shard._all_chunks()
+        monkeypatch.setattr(os, where, fail)
+        with pytest.raises(StoreError, match=r"a\.parquet: cannot be read: .*Input/output error.*run again"):
+            shard.verify()
+
+
+def test_a_failing_disk_is_an_error_of_the_store_while_reading(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> int:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    with Shard.open(path) as shard:
+        monkeypatch.setattr(os, "preadv", fail)
+        with pytest.raises(StoreError, match=r"a\.parquet: clip c4 cannot be read: .*Input/output error.*run again"):
+            shard.frames("c4")
+
+
 def test_what_left_the_memory_is_read_by_system_calls(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real = os.preadv
 

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Shard"]
 
 _AGAIN = "Delete the file: the next run extracts it again."
+_DISK = "Check the disk, or its connection, and run again; if that does not help, delete the file: it is extracted again."
 _MAX_FRAMES = 1 << 20
 """Of one clip. A forged row would take memory for what it claims before its page is looked at."""
 
@@ -106,7 +107,13 @@ class Shard:
             self._fd = -1
 
     def verify(self, clips: Iterable[str] | None = None, *, threads: int | None = None) -> None:
-        """Check the structure, and the bulk of `clips` (default: of all). Raises ChecksumError."""
+        """Check the structure, and the bulk of `clips` (default: of all). Raises ChecksumError, StoreError where the disk fails."""
+        try:
+            self._verify(clips, threads)
+        except OSError as error:
+            raise StoreError(f"{self.path}: cannot be read: {error}. {_DISK}") from error
+
+    def _verify(self, clips: Iterable[str] | None, threads: int | None) -> None:
         chunks = self._all_chunks()
         try:
             sound = self._sound or _seal.structure_digest(self._fd, self._footer, chunks) == self._body
@@ -150,8 +157,9 @@ class Shard:
         return split_frames(flat, row.sizes)
 
     def view(self, clip: str) -> list[np.ndarray] | None:
-        """The clip's frames where they stand in the file, uint8 [H, W, 3] each, read-only and without a copy; valid after `close`, too.
+        """The clip's frames where they stand in the file, uint8 [H, W, 3] each, read-only and without a copy.
 
+        A view outlives `close`; but if the file is cut, or its disk fails, looking at one ends the process: `frames` is what jobs use.
         None where there are none to be had so: compressed or rendered clips, a shard that was not verified or is not mapped, bytes that are
         not in memory (reading them later would charge the disk to whoever looks). Raises as `frames`.
         """
@@ -239,7 +247,10 @@ class Shard:
     def _read_range(self, clip: str, flat: np.ndarray, where: int) -> None:
         view, at = memoryview(flat.data), 0
         while at < len(view):
-            got = os.preadv(self._fd, [view[at:]], where + at)
+            try:
+                got = os.preadv(self._fd, [view[at:]], where + at)
+            except OSError as error:
+                raise StoreError(f"{self.path}: clip {clip} cannot be read: {error}. {_DISK}") from error
             if not got:
                 raise StoreError(f"{self.path}: the file ends inside clip {clip}: it was cut while in use. {_AGAIN}")
             at += got
