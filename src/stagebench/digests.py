@@ -14,10 +14,10 @@ from typing import NamedTuple
 
 from filelock import FileLock, Timeout
 
-__all__ = ["MISSING", "UNREADABLE", "DigestIndex", "Progress", "combine"]
-
 from stagebench.errors import PlanError
 from stagebench.files import whole_file
+
+__all__ = ["MISSING", "UNREADABLE", "DigestIndex", "Progress", "combine"]
 
 log = logging.getLogger(__name__)
 
@@ -82,7 +82,7 @@ class DigestIndex:
         wanted = dict.fromkeys(paths)
         folders: dict[str, list[str]] = {}
         digest: dict[str, str] = {}
-        fresh: list[tuple[str, _Stamp]] = []
+        fresh: dict[str, _Stamp] = {}  # a file may be asked for by itself and in its folder
         today = int(time.time() // 86400)
 
         def look(path: str) -> list[str] | None:
@@ -90,7 +90,7 @@ class DigestIndex:
             found = _look(root, name, path)
             if isinstance(found, _Stamp):
                 if (known := self._known.get(found)) is None:
-                    fresh.append((path, found))
+                    fresh[path] = found
                 else:
                     digest[path] = known
                     self._seen[found] = today
@@ -107,7 +107,7 @@ class DigestIndex:
                     if look(inner) is not None:  # was a file a moment ago
                         digest[inner] = UNREADABLE
         if fresh:
-            self._read(root, fresh, digest, today, threads, progress)
+            self._read(root, list(fresh.items()), digest, today, threads, progress)
         for folder, names in folders.items():
             digest[folder] = combine({inner: digest[inner] for inner in names}, strip=folder)
         return {path: digest[path] for path in wanted}

@@ -25,7 +25,8 @@ def whole_file(path: Path, error: Callable[[str], Exception], remedy: str = "Mak
     """A temporary path beside `path` that becomes it when the block ends well (fsync, rename, fsync of the folder), and goes otherwise.
 
     Missing folders are made. What the disk does not take (full, read-only) is raised as `error`, with the path, the reason and `remedy`
-    in its text; `path` is then as it was before.
+    in its text; `path` is then as it was before, unless it was the folder that could not be brought to the disk: then it is the new file,
+    whole, but a power cut may take it back.
     """
     # The suffix stays the last one: encoders and writers choose their format by it.
     temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")

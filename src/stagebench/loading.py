@@ -94,7 +94,8 @@ class Loader:
     def load(self, clip: str) -> list[np.ndarray]:
         """The clip's frames, uint8 [H, W, 3] each, writable and contiguous.
 
-        From the cache they are views into one of the loader's buffers, which the next load but `slots - 1` overwrites.
+        From the cache they are views into one of the loader's buffers, which the next load but `slots - 1` overwrites; of compressed
+        shards and of raw events, as of live sources, they are memory of their own.
         Raises SourceError where the clip cannot be read.
         """
         if self.source != "cache":

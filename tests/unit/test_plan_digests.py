@@ -47,6 +47,19 @@ def test_a_second_look_reads_nothing(root: Path, old: None, hashed: list[str]) -
     assert look(root, "a", "b")["b"] != first["b"] and hashed[2:] == ["b"]
 
 
+def test_a_file_asked_for_twice_is_read_once(root: Path) -> None:
+    """By itself and in its folder, in either order."""
+    (root / "f").mkdir()
+    for name in ("x", "y"):
+        (root / "f" / name).write_text(name)
+    for number, paths in enumerate((("f", "f/x"), ("f/x", "f"))):
+        told: list[tuple[int, int]] = []
+        with DigestIndex(root.parent / f"{number}/digests.parquet") as digests:
+            found = digests.digests("d", root, paths, progress=lambda done, of, told=told: told.append((done, of)))
+        assert told == [(1, 2), (2, 2)]
+        assert found == {path: look(root, path)[path] for path in paths}
+
+
 def test_a_young_file_is_not_trusted(root: Path, hashed: list[str]) -> None:
     look(root, "a")
     look(root, "a")
