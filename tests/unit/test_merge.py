@@ -528,3 +528,17 @@ def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path: Path, monkeypatch
 def test_nothing_half_written_stays(tmp_path: Path) -> None:
     merge(make_study(tmp_path), tmp_path)
     assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_batch_s_steps_are_what_decode_is_divided_by(tmp_path: Path) -> None:
+    """An answer of few tokens in a batch that went on for 40: the pace and the slope are the batch's, and all of the ratio is pace."""
+
+    def batched(row: dict[str, Any]) -> dict[str, Any]:
+        ms = 40 * (10.0 if row["model"] == "eventgpt" else 20.0)
+        return {**row, "steps": 40, "decode_ms": ms, "total_ms": row["total_ms"] - row["decode_ms"] + ms}
+
+    merge(make_study(tmp_path, samples=24, sequences=6, edit=batched), tmp_path)
+    rows = {(r["metric"], r["length"]): r for r in table(tmp_path, "comparison")}
+    assert rows["ms_per_token", "natural"]["ratio"] == pytest.approx(0.5, rel=1e-3)
+    parts = {r["part"]: r["ms"] for r in table(tmp_path, "decomposition") if r["length"] == "natural"}
+    assert parts["tokens"] == 0 and parts["ms_per_token"] == pytest.approx(-400, rel=1e-3)

@@ -51,8 +51,8 @@ _UNUSED = (
 )
 """Columns that no figure of a group is made from; text, tokens and pixels' hashes are most of a file."""
 _OF_A_RUN = (
-    *("sample", "sequence", "repeat", "order", "load_ms", "decode_ms", "total_ms", "new_tokens", "drafted_tokens", "accepted_tokens"),
-    *("sm_clock_mhz", "temperature_c", "power_w", "batch_of"),
+    *("sample", "sequence", "repeat", "order", "load_ms", "decode_ms", "total_ms", "new_tokens", "steps", "drafted_tokens"),
+    *("accepted_tokens", "sm_clock_mhz", "temperature_c", "power_w", "batch_of"),
 )
 """What is kept of runs that are not their sample's typical one."""
 
@@ -335,10 +335,10 @@ def _clock_gap(group: Group, stages: Iterable[str]) -> float | None:
 
 
 def _slope(group: Group, confidence: float) -> dict[str, Any]:
-    """decode_ms against steps (new_tokens - 1) over all accepted runs."""
+    """decode_ms against steps (of the whole batch) over all accepted runs."""
     names = ("slope_ms_per_token", "slope_low", "slope_high", "intercept_ms", "intercept_low", "intercept_high")
-    runs = group.runs.filter(pl.col("decode_ms").is_not_null() & pl.col("new_tokens").is_not_null())
-    steps = (runs["new_tokens"] - 1).cast(pl.Float64).to_numpy()
+    runs = group.runs.filter(pl.col("decode_ms").is_not_null() & pl.col("steps").is_not_null())
+    steps = runs["steps"].cast(pl.Float64).to_numpy()
     if not len(runs):
         return dict.fromkeys(names)
     clusters, batches = [str(s) for s in runs["sequence"]], batches_of(runs)

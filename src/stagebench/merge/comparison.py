@@ -159,7 +159,9 @@ def decomposition_rows(pairs: Sequence[Pair]) -> list[dict[str, Any]]:
     columns = (*(f"{s}_ms" for s in STAGES), "total_ms", "new_tokens")
     rows = []
     for pair in pairs:
-        sides = [side.select(pl.col(columns).cast(pl.Float64).fill_null(0.0)) for side in (pair.left, pair.right)]
+        # in a batch the longest answer sets the steps: each row's tokens are as many as its batch decoded
+        batches = [side.with_columns((pl.col("steps") + 1).alias("new_tokens")) for side in (pair.left, pair.right)]
+        sides = [side.select(pl.col(columns).cast(pl.Float64).fill_null(0.0)) for side in batches]
         if not pair.n or any((side["total_ms"] <= 0).any() for side in sides):
             continue
         split = decompose(*({name: side[name].to_numpy() for name in columns} for side in sides))

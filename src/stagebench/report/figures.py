@@ -240,12 +240,12 @@ def tokens(study: Study) -> Any:
     }
     for group in study.groups:
         name = study.series(group)
-        runs = group.runs.filter(pl.col("decode_ms").is_not_null() & pl.col("new_tokens").is_not_null())
+        runs = group.runs.filter(pl.col("decode_ms").is_not_null() & pl.col("steps").is_not_null())
         runs = runs.gather_every(_thin(len(runs), study))
-        rows += [{"series": name, "steps": s - 1, "ms": ms} for s, ms in runs.select("new_tokens", "decode_ms").rows()]
+        rows += [{"series": name, "steps": s, "ms": ms} for s, ms in runs.select("steps", "decode_ms").rows()]
         fit = fits.get(group.key, {})
         if fit.get("slope_ms_per_token") is not None and len(runs):
-            ends = sorted({s - 1 for s in runs["new_tokens"]})
+            ends = sorted(set(runs["steps"]))
             level, slope = fit["intercept_ms"], fit["slope_ms_per_token"]
             lines += [{"series": name, "fit": f"{name} {group.length}", "steps": s, "ms": level + slope * s} for s in (ends[0], ends[-1])]
     if not rows:
