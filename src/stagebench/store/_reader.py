@@ -363,7 +363,7 @@ class Shard:
         expected = size + 6 + (0 if fixed else 4)
         raw, stored = sum(page.raw_size for page in pages), sum(page.size for page in pages)
         sizes = (raw, stored) if codec == "none" else (raw,)
-        if len(pages) != 1 or pages[0].num_values != 1 or not pages[0].plain or any(size != expected for size in sizes):
+        if len(pages) != 1 or pages[0].num_values != 1 or not pages[0].plain or any(found != expected for found in sizes):
             raise StoreError(
                 f"{self.path}: clip {clip}: {raw} bytes, {stored} stored, in {len(pages)} page(s), "
                 f"{expected} in one expected for {row.count} frames of {row.sizes[0] if row.sizes else ()}. {_AGAIN}"
