@@ -20,9 +20,9 @@ import pyarrow.parquet as pq
 from stagebench.config import Config
 from stagebench.errors import MergeError, StagebenchError
 from stagebench.files import bounded_text
-from stagebench.merge.analysis import SETTINGS, Group, groups
 from stagebench.merge.comparison import paired, ratio_row
 from stagebench.merge.gather import MERGED_SCHEMA, difference
+from stagebench.merge.groups import SETTINGS, Group, groups
 from stagebench.stats import Verdict, verdict
 
 __all__ = ["Outcome", "compare_results", "exit_code"]

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import polars as pl
 
 from stagebench.config import Config
-from stagebench.merge.analysis import METRICS, SETTINGS, Group
 from stagebench.merge.comparison import NO_PAIRS, paired, ratio_row, word
 from stagebench.merge.conditions import longest_wait
+from stagebench.merge.groups import METRICS, SETTINGS, Group
 from stagebench.stats import MIN_BATCHES, cluster_interval, fit_line, sequence_ratio, unpaired_ratio
 
 __all__ = ["AXES", "axis_rows", "seconds_of"]

@@ -12,8 +12,8 @@ import numpy.typing as npt
 import polars as pl
 
 from stagebench.config import Config
-from stagebench.merge.analysis import METRICS, SETTINGS, Group, batches_of
 from stagebench.merge.conditions import longest_wait
+from stagebench.merge.groups import METRICS, SETTINGS, Group, batches_of
 from stagebench.stages import STAGES
 from stagebench.stats import PARTS, Verdict, acceptance, decompose, disturbed, paired_ratio, quantile, speculative_speedup
 
@@ -214,16 +214,8 @@ def acceptance_rows(pairs: Sequence[Pair], timings: Path, tokenizers: Mapping[st
 
 def _ids(group: Group, typical: pl.DataFrame, timings: Path) -> list[list[int]]:
     """Token ids of typical runs, in their order."""
-    wanted = typical.select("sample", "repeat")
-    length = "natural" if group.length.startswith("natural") else group.length
-    here = pl.scan_parquet(timings).filter(
-        pl.col("machine") == group.machine,
-        pl.col("dataset") == group.dataset,
-        pl.col("model") == group.model,
-        pl.col("variant") == group.variant,
-        pl.col("length") == length,
-    )
-    found = wanted.lazy().join(here.select("sample", "repeat", "token_ids"), on=["sample", "repeat"], how="left").collect()
+    ids_of = group.rows(timings).select("sample", "repeat", "token_ids")
+    found = typical.select("sample", "repeat").lazy().join(ids_of, on=["sample", "repeat"], how="left").collect()
     ids = {row[0]: row[2] for row in found.rows()}
     return [[int(i) for i in ids[sample] or ()] for sample in typical["sample"]]
 

@@ -23,9 +23,9 @@ import polars as pl
 from stagebench.config import Config
 from stagebench.errors import MergeError
 from stagebench.files import whole_file
-from stagebench.merge.analysis import CAPPED_POOL, Group
 from stagebench.merge.comparison import GAMMAS
 from stagebench.merge.gather import JobFile
+from stagebench.merge.groups import CAPPED_POOL, Group
 from stagebench.stages import STAGES, VIEWS
 from stagebench.stats import acceptance, speculative_speedup
 
@@ -78,15 +78,7 @@ def _chosen(groups: Sequence[Group], dataset: str, model: str) -> list[Group]:
 
 def _rows(group: Group, timings: Path, samples: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Sample -> its typical run with text and token ids, for those of `samples` that the group has."""
-    length = "natural" if group.length == CAPPED_POOL else group.length
-    extra = pl.scan_parquet(timings).filter(
-        pl.col("machine") == group.machine,
-        pl.col("dataset") == group.dataset,
-        pl.col("model") == group.model,
-        pl.col("variant") == group.variant,
-        pl.col("length") == length,
-        pl.col("sample").is_in(samples),
-    )
+    extra = group.rows(timings).filter(pl.col("sample").is_in(samples))
     columns = ["sample", "repeat", "id", "clip", "query", "text", "token_ids", "input"]
     typical = group.typical.filter(pl.col("sample").is_in(samples)).drop([c for c in columns[2:] if c in group.typical.columns])
     frame = typical.lazy().join(extra.select(columns), on=["sample", "repeat"], how="left").sort("sample").collect()

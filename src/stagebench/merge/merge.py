@@ -19,7 +19,7 @@ import numpy as np
 
 from stagebench.config import Config
 from stagebench.errors import MergeError
-from stagebench.merge.analysis import Group, distribution_rows, groups, stage_row, view_rows
+from stagebench.merge.analysis import distribution_rows, stage_row, view_rows
 from stagebench.merge.axis import axis_rows
 from stagebench.merge.comparison import (
     acceptance_rows,
@@ -30,6 +30,7 @@ from stagebench.merge.comparison import (
     optimisation_rows,
 )
 from stagebench.merge.gather import Gathered, PlanLike, gather
+from stagebench.merge.groups import Group, groups
 from stagebench.merge.layout import COLUMNS, NOTES, TITLES, layout
 from stagebench.merge.legacy import legacy_entries, write_legacy
 from stagebench.merge.summary import build_summary, write_summary

@@ -12,7 +12,7 @@ import polars as pl
 
 from stagebench.config import Config
 from stagebench.files import bounded_text
-from stagebench.merge.analysis import CAPPED_POOL, Group
+from stagebench.merge.groups import CAPPED_POOL, Group
 from stagebench.rows import Code, Status
 
 __all__ = ["Finding", "StudyVerdict", "failure_rows", "judge", "read_verifications"]

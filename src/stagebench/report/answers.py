@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from stagebench.merge.analysis import CAPPED_POOL, Group
+from stagebench.merge.groups import CAPPED_POOL, Group
 from stagebench.thumbnails import FILE
 
 __all__ = ["answers"]
@@ -38,11 +38,8 @@ def answers(found: Sequence[Group], results: Path) -> list[dict[str, Any]]:
     }
     several = {m for _, m, v in best if sum(1 for _, other, _ in best if other == m) > 1}
     for group in best.values():
-        length = "natural" if group.length == CAPPED_POOL else group.length
         wanted = group.typical.filter(pl.col("sample").is_in(samples)).select("sample", "repeat").lazy()
-        same = [pl.col(k) == v for k, v in zip(("machine", "dataset", "model", "variant"), group.key, strict=False)]
-        rows = pl.scan_parquet(results / "timings.parquet").filter(*same, pl.col("length") == length)
-        rows = rows.select("sample", "repeat", "query", "text", "new_tokens")
+        rows = group.rows(results / "timings.parquet").select("sample", "repeat", "query", "text", "new_tokens")
         for row in wanted.join(rows, on=["sample", "repeat"], how="inner").sort("sample").collect().to_dicts():
             said[row["sample"]]["query"] = row["query"]
             answer = {"model": group.model, "text": (row["text"] or "").strip(), "tokens": row["new_tokens"]}

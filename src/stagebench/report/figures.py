@@ -13,7 +13,7 @@ import altair as alt
 import numpy as np
 import polars as pl
 
-from stagebench.merge.analysis import Group
+from stagebench.merge.groups import Group
 from stagebench.stages import STAGES
 from stagebench.tables import Table
 

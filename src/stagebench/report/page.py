@@ -15,7 +15,7 @@ import vl_convert
 
 from stagebench.errors import MergeError
 from stagebench.files import bounded_text, whole_file
-from stagebench.merge.analysis import CAPPED_POOL, groups
+from stagebench.merge.groups import CAPPED_POOL, groups
 from stagebench.report.answers import answers
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES, Study
