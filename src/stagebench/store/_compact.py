@@ -9,9 +9,27 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-__all__ = ["BINARY", "I32", "I64", "LIST", "STRUCT", "Parser", "ShortError", "ThriftError", "binary", "elements", "integer", "struct"]
+__all__ = [
+    "BINARY",
+    "BYTE",
+    "FALSE",
+    "I16",
+    "I32",
+    "I64",
+    "LIST",
+    "STRUCT",
+    "TRUE",
+    "Parser",
+    "ShortError",
+    "ThriftError",
+    "binary",
+    "elements",
+    "integer",
+    "list_head",
+    "struct",
+]
 
-_TRUE, _FALSE, _BYTE, _I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
+TRUE, FALSE, BYTE, I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
 _MAX_DEPTH = 12
 
 Parser = Callable[[bytes, int], tuple[Any, int]]
@@ -47,7 +65,7 @@ def struct(data: bytes, at: int, wanted: Mapping[int, tuple[int, Parser]], refus
                 found[field], at = parse(data, at)
             elif field in refused:
                 raise ThriftError(f"field {field} at byte {at}, which is not expected here")
-            elif _I16 <= kind <= I64:  # most values are: no call for them
+            elif I16 <= kind <= I64:  # most values are: no call for them
                 while data[at] > 127:
                     at += 1
                 at += 1
@@ -74,7 +92,7 @@ def binary(data: bytes, at: int) -> tuple[bytes, int]:
 
 def elements(data: bytes, at: int, expected: int, parse: Parser) -> tuple[list[Any], int]:
     """A list of values of one type. Raises ThriftError for another."""
-    count, kind, at = _list(data, at)
+    count, kind, at = list_head(data, at)
     if kind != expected:
         raise ThriftError(f"a list of type {kind}, expected {expected}, at byte {at}")
     values = []
@@ -98,7 +116,7 @@ def _varint(data: bytes, at: int) -> tuple[int, int]:
     raise ThriftError(f"a number longer than 64 bits at byte {at}")
 
 
-def _list(data: bytes, at: int) -> tuple[int, int, int]:
+def list_head(data: bytes, at: int) -> tuple[int, int, int]:
     """How many, of which type, and where the first begins."""
     head = data[at]
     at, count = at + 1, head >> 4
@@ -111,13 +129,13 @@ def _list(data: bytes, at: int) -> tuple[int, int, int]:
 
 def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
     """Where the value ends. Raises ThriftError for a type that Parquet does not use, IndexError or ShortError where the bytes end."""
-    if _I16 <= kind <= I64:
+    if I16 <= kind <= I64:
         while data[at] > 127:
             at += 1
         return at + 1
     if kind == BINARY:
         return binary(data, at)[1]
-    if kind in (_TRUE, _FALSE):
+    if kind in (TRUE, FALSE):
         return at
     if depth > _MAX_DEPTH:
         raise ThriftError(f"nested too deep at byte {at}")
@@ -127,7 +145,7 @@ def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
             if head < 16:  # the field's number in full
                 at = _skip(data, at, I32, depth)
             kind = head & 15
-            if _I16 <= kind <= I64:
+            if I16 <= kind <= I64:
                 while data[at] > 127:
                     at += 1
                 at += 1
@@ -135,11 +153,11 @@ def _skip(data: bytes, at: int, kind: int, depth: int) -> int:
                 at = _skip(data, at, kind, depth + 1)
         return at + 1
     if kind in (LIST, _SET):
-        count, inner, at = _list(data, at)
-        inner = _BYTE if inner in (_TRUE, _FALSE) else inner
+        count, inner, at = list_head(data, at)
+        inner = BYTE if inner in (TRUE, FALSE) else inner
         for _ in range(count):
             at = _skip(data, at, inner, depth + 1)
         return at
-    if kind in (_BYTE, _DOUBLE):
-        return at + (1 if kind == _BYTE else 8)
+    if kind in (BYTE, _DOUBLE):
+        return at + (1 if kind == BYTE else 8)
     raise ThriftError(f"a value of type {kind} at byte {at}")

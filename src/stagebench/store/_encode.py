@@ -15,8 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from stagebench.store._compact import I32, I64, LIST, STRUCT
 from stagebench.store._format import BULK, ClipRow, one_value, schema
-from stagebench.store._trees import I32, I64, LIST, STRUCT, Struct, decode, encode
+from stagebench.store._trees import Struct, decode, encode
 
 __all__ = ["Bytes", "EncodedRow", "RowEncoder", "placed"]
 

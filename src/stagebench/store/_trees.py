@@ -1,16 +1,16 @@
 """Whole Thrift structs (compact protocol) as trees, to be changed and written again: what the writer makes footers of.
 
 A struct is a dict from field number to (type, value), a list is (type of its elements, elements). A boolean field is its type. Only
-pyarrow's own footers are decoded here, never a file's: what is read from files goes through `_compact`, which takes nothing on trust.
+pyarrow's own footers are decoded here, never a file's: what is read from files goes through `_compact.struct`, which is strict.
 """
 
 from __future__ import annotations
 
 from typing import Any
 
-__all__ = ["BINARY", "I16", "I32", "I64", "LIST", "STRUCT", "Struct", "decode", "encode"]
+from stagebench.store._compact import BINARY, BYTE, FALSE, I16, I32, I64, LIST, STRUCT, TRUE, binary, integer, list_head
 
-_TRUE, _FALSE, _BYTE, I16, I32, I64, _DOUBLE, BINARY, LIST, _SET, _MAP, STRUCT = range(1, 13)
+__all__ = ["Struct", "decode", "encode"]
 
 Struct = dict[int, tuple[int, Any]]
 
@@ -25,7 +25,7 @@ def decode(data: bytes, at: int = 0) -> tuple[Struct, int]:
         if head >> 4:
             field += head >> 4
         else:
-            field, at = _integer(data, at)
+            field, at = integer(data, at)
         if kind in (I64, I32) and (byte := data[at]) < 128:  # most values: each row has some hundred of them
             struct[field] = (kind, byte >> 1 ^ -(byte & 1))
             at += 1
@@ -44,41 +44,23 @@ def encode(struct: Struct) -> bytes:
 
 def _value(data: bytes, at: int, kind: int) -> tuple[Any, int]:
     if kind in (I32, I64, I16):
-        return _integer(data, at)
+        return integer(data, at)
     if kind == BINARY:
-        length, at = _varint(data, at)
-        return data[at : at + length], at + length
+        return binary(data, at)
     if kind == STRUCT:
         return decode(data, at)
     if kind == LIST:
-        head, at = data[at], at + 1
-        count, inner = head >> 4, head & 15
-        if count == 15:
-            count, at = _varint(data, at)
+        count, inner, at = list_head(data, at)
         values = []
         for _ in range(count):
-            value, at = (data[at], at + 1) if inner in (_TRUE, _FALSE) else _value(data, at, inner)
+            value, at = (data[at], at + 1) if inner in (TRUE, FALSE) else _value(data, at, inner)
             values.append(value)
         return (inner, values), at
-    if kind in (_TRUE, _FALSE):
+    if kind in (TRUE, FALSE):
         return None, at
-    if kind == _BYTE:
+    if kind == BYTE:
         return data[at], at + 1
     raise ValueError(f"a Thrift value of type {kind} at {at}")
-
-
-def _integer(data: bytes, at: int) -> tuple[int, int]:
-    value, at = _varint(data, at)
-    return value >> 1 ^ -(value & 1), at
-
-
-def _varint(data: bytes, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while (byte := data[at]) > 127:
-        value |= (byte & 127) << shift
-        shift += 7
-        at += 1
-    return value | byte << shift, at + 1
 
 
 def _put_struct(out: bytearray, struct: Struct) -> None:
@@ -114,13 +96,13 @@ def _put(out: bytearray, kind: int, value: Any) -> None:
             out.append(0xF0 | inner)
             _put_varint(out, len(values))
         for each in values:
-            if inner in (_TRUE, _FALSE):
+            if inner in (TRUE, FALSE):
                 out.append(each)
             else:
                 _put(out, inner, each)
-    elif kind == _BYTE:
+    elif kind == BYTE:
         out.append(value)
-    elif kind not in (_TRUE, _FALSE):
+    elif kind not in (TRUE, FALSE):
         raise ValueError(f"a Thrift value of type {kind}")
 
 

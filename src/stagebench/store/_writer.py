@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from stagebench.errors import StoreError
+from stagebench.files import sync_folder
 from stagebench.store._encode import Bytes, EncodedRow, RowEncoder, placed
 from stagebench.store._flush import Flusher
 from stagebench.store._format import FORMAT_VERSION, MAX_PIXELS, ClipRow, RowMeta, holds_raw_events
@@ -241,11 +242,7 @@ class ShardWriter:
         os.fsync(self._fd)
         self._temp.replace(self.path)
         self._temp = None
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
+        sync_folder(self.path.parent)
 
     def _new_temp(self) -> None:
         self._temp = self.path.with_name(f".{self.path.name}.{secrets.token_hex(4)}.tmp")
