@@ -13,12 +13,12 @@ from stagebench.rows import SCHEMA, Code, Status
 from stagebench.session.order import Group, Task
 from stagebench.session.run import Run
 from stagebench.stages import STAGES, closure_bound_ms
+from stagebench.stats import CPU_WAIT_MS
 
 __all__ = ["Limits", "Measured", "rows_of", "skipped_rows", "token_faults"]
 
 CPU_WAIT_SHARE = 0.05
-"""A thread that waited for a CPU for a larger share of a run, and longer than a time slice, was kept from its work."""
-CPU_WAIT_MS = 3.0
+"""A thread that waited for a CPU for a larger share of a run, and longer than a time slice (CPU_WAIT_MS), was kept from its work."""
 ENERGY_MIN_MS = 500.0
 """The energy counter moves every 20 to 100 ms: the energy of anything shorter than this would be its rounding."""
 

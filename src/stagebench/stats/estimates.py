@@ -275,14 +275,12 @@ def fit_line(x: Floats, y: Floats, clusters: Sequence[str], *, batches: Batches 
 
         return two_way(jackknife, recordings, batches)
 
-    limits: list[float | None] = []
-    if too_few_batches(batches) or recordings.max() < 2 or not all(math.isfinite(error(which)[0]) for which in (0, 1)):
-        limits = [None] * 4
-    else:
-        for which, value in enumerate((slope, intercept)):
-            variance, freedom = error(which)
-            half = student_t((1 + confidence) / 2, freedom) * math.sqrt(variance)
-            limits += [value - half, value + half]
+    limits: list[float | None] = [None] * 4
+    if not too_few_batches(batches) and recordings.max() >= 2:
+        errors = [error(which) for which in (0, 1)]
+        if all(math.isfinite(variance) for variance, _ in errors):
+            halves = [student_t((1 + confidence) / 2, freedom) * math.sqrt(variance) for variance, freedom in errors]
+            limits = [slope - halves[0], slope + halves[0], intercept - halves[1], intercept + halves[1]]
     return Fit(slope, limits[0], limits[1], intercept, limits[2], limits[3], len(x), groups)
 
 

@@ -12,7 +12,7 @@ from stagebench.stats.estimates import Floats, Ratio, cluster_interval, student_
 
 __all__ = ["sequence_ratio", "unpaired_ratio"]
 
-_BY_SEQUENCE = "studentised (sequences and batches)"
+_TWO_WAY = "studentised (sequences and batches)"
 
 
 def unpaired_ratio(
@@ -104,7 +104,7 @@ def sequence_ratio(
         variance, own = clustered(difference, np.arange(len(common)))
         half = student_t((1 + confidence) / 2, min(own, freedom)) * math.sqrt(variance + added)
         low, high = (math.exp(mean - half), math.exp(mean + half)) if known else (None, None)
-        method = _BY_SEQUENCE if known else "none"
+        method = _TWO_WAY if known else "none"
         return Ratio(math.exp(mean), low, high, len(common), len(common), method, verdict(low, high, same_within))
     found = cluster_interval(difference, common, confidence=confidence, resamples=resamples)
     low, high = (None if limit is None else math.exp(limit) for limit in (found.low, found.high))
