@@ -5,7 +5,6 @@ import gc
 import weakref
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
@@ -16,47 +15,27 @@ from stagebench.engines import encoder as encoder_module
 from stagebench.engines._graphs import Captured, NotCapturable
 from stagebench.engines._stepped import SteppedEngine, _captured_encoder
 from stagebench.engines.encoder import GraphedCall
-from stagebench.errors import SourceError
-from stagebench.models import registry
-from stagebench.models.base import Decoding, ModelSpec
+from stagebench.models.base import Decoding
 from stagebench.rows import Code
-from stagebench.session import DeviceLostError, Settings, Subject, Task, time_samples
+from stagebench.session import DeviceLostError, Settings, Subject, time_samples
 from stagebench.session.admission import admit_shapes
 from stagebench.session.order import groups
 from stagebench.session.validity import accepted
+from timing_jobs import Frames, tasks, tiny_llava
 
 torch.set_num_threads(1)
 SETTINGS = Settings(lengths=("natural", "4"), max_new_tokens=6, repeats=RepeatsConfig(min=2, max=2), warmup=1, plain_share=1.0)
 QUERIES = ("What?", "What is there?", "What do you see on the left of the road?")
 
 
-class Frames:
-    """Clips in memory; `bad` ones cannot be read."""
-
-    def __init__(self, bad=()):
-        self.bad = bad
-
-    def load(self, clip):
-        if clip in self.bad:
-            raise SourceError(f"{clip}: no such clip. Look for it.")
-        rng = np.random.default_rng(int(clip.rpartition("/")[2]))
-        return [rng.integers(0, 255, (40, 48, 3), dtype=np.uint8) for _ in range(4)]
-
-
 @pytest.fixture(scope="module")
 def adapter():
-    found = registry.create("hf")
-    found.load(ModelSpec("dummy:0", "llava", "tiny", frames_as="grid"), "cpu")
-    return found
-
-
-def tasks(count):
-    return [Task(f"seq/{n}#q", f"seq/{n}", "seq", f"id{n}", QUERIES[n % 3], f"digest{n}") for n in range(count)]
+    return tiny_llava()
 
 
 def measured(adapter, name, count=4, loader=None, **changes):
     subject = Subject(adapter, engines.create(name), loader or Frames(), "cpu")
-    return subject, time_samples(subject, tasks(count), replace(SETTINGS, **changes))
+    return subject, time_samples(subject, tasks(count, QUERIES), replace(SETTINGS, **changes))
 
 
 @pytest.mark.parametrize("name", ["graph", "fused", "static"])
@@ -166,7 +145,7 @@ def test_a_device_lost_while_preparing_ends_the_job(adapter):
             raise
 
     with pytest.raises(DeviceLostError, match="illegal memory"):
-        admit_shapes(subject, groups(tasks(2), seed=0, batch=1), [Decoding(4)], noted)
+        admit_shapes(subject, groups(tasks(2, QUERIES), seed=0, batch=1), [Decoding(4)], noted)
     assert told == [0]
 
 
@@ -216,8 +195,7 @@ def test_encoders_that_cannot_be_captured_stay_eager(adapter, monkeypatch):
 @pytest.mark.parametrize("batch", [1, 3])
 def test_captured_rows_equal_generate_on_a_device(name, batch):
     """Padded batches with memory churned between capture and replay; encode replays are counted once a run."""
-    on_device = registry.create("hf")
-    on_device.load(ModelSpec("dummy:0", "llava", "tiny", frames_as="grid"), "cuda")
+    on_device = tiny_llava("cuda")
 
     class Churning(Frames):
         def load(self, clip):
@@ -229,7 +207,7 @@ def test_captured_rows_equal_generate_on_a_device(name, batch):
     found = {}
     for engine in ("generate", name):
         subject = Subject(on_device, engines.create(engine), Churning(), "cuda")
-        outcome = time_samples(subject, tasks(6), replace(SETTINGS, batch=batch, plain_share=0.0))
+        outcome = time_samples(subject, tasks(6, QUERIES), replace(SETTINGS, batch=batch, plain_share=0.0))
         assert all(row["encoder_calls"] == 1 and Code.DISCARDED_CAPTURE not in row["codes"] for row in outcome.rows)
         found[engine] = {(row["sample"], row["length"]): row["token_ids"] for row in outcome.rows}
     assert subject.engine.late == []

@@ -3,52 +3,31 @@
 from __future__ import annotations
 
 import threading
-import time
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from stagebench import engines
 from stagebench.config import RepeatsConfig, TimingConfig
-from stagebench.errors import SourceError
-from stagebench.models import registry
-from stagebench.models.base import ModelSpec
-from stagebench.session import Settings, Subject, Task, time_samples
+from stagebench.session import Settings, Subject, time_samples
+from timing_jobs import Frames, tasks, tiny_llava
 
 torch.set_num_threads(1)
 OFF = Settings(lengths=("4",), repeats=RepeatsConfig(min=2, max=2), warmup=1)
 ON = replace(OFF, prefetch=True)
 
 
-class SlowFrames:
-    """A loader that waits as a disk does, without the interpreter."""
-
-    def __init__(self, seconds=0.0, bad=()):
-        self.seconds, self.bad, self.threads, self.loaded = seconds, set(bad), set(), []
-
-    def load(self, clip):
-        self.threads.add(threading.current_thread().name)
-        self.loaded.append(clip)
-        time.sleep(self.seconds)
-        if clip in self.bad:
-            raise SourceError(f"{clip}: no such clip. Look for it.")
-        rng = np.random.default_rng(int(clip.rpartition("/")[2]))
-        return [rng.integers(0, 255, (40, 48, 3), dtype=np.uint8) for _ in range(4)]
-
-
 @pytest.fixture(scope="module")
 def adapter():
-    found = registry.create("hf")
-    found.load(ModelSpec("dummy:0", "llava", "tiny", frames_as="grid"), "cpu")
-    return found
+    return tiny_llava()
 
 
 def run(adapter, settings, count=3, **loader):
-    frames = SlowFrames(**loader)
-    tasks = [Task(f"seq/{n}#q", f"seq/{n}", "seq", f"id{n}", "What is there?", f"digest{n}") for n in range(count)]
-    outcome = time_samples(Subject(adapter, engines.create("generate"), frames, "cpu"), tasks, settings, constant={"source": "cache"})
+    frames = Frames(**loader)
+    outcome = time_samples(
+        Subject(adapter, engines.create("generate"), frames, "cpu"), tasks(count), settings, constant={"source": "cache"}
+    )
     return outcome, frames
 
 

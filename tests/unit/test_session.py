@@ -10,48 +10,27 @@ import torch
 
 from stagebench import engines
 from stagebench.config import RepeatsConfig
-from stagebench.errors import SourceError, TimingError
+from stagebench.errors import TimingError
 from stagebench.machine import EnergyCounter, Monitor, Reading
-from stagebench.models import registry
-from stagebench.models.base import Features, ModelSpec
+from stagebench.models.base import Features
 from stagebench.rows import SCHEMA, Code
 from stagebench.session import DeviceLostError, Journal, Limits, Settings, Subject, Task, time_samples, validity
 from stagebench.stages import STAGES, StageClock
+from timing_jobs import Edited, Frames, Killed, killed_after, tasks, tiny_llava
 
 torch.set_num_threads(1)
 ONCE = RepeatsConfig(min=1, max=1)
 FIXED = Settings(lengths=("4",), repeats=ONCE, warmup=1)
 
 
-class Frames:
-    """A loader whose clips are in memory; `bad` ones cannot be read."""
-
-    def __init__(self, bad=()):
-        self.bad = set(bad)
-        self.loaded = []
-
-    def load(self, clip):
-        self.loaded.append(clip)
-        if clip in self.bad:
-            raise SourceError(f"{clip}: no such clip. Look for it.")
-        rng = np.random.default_rng(int(clip.rpartition("/")[2]))
-        return [rng.integers(0, 255, (40, 48, 3), dtype=np.uint8) for _ in range(4)]
-
-
 @pytest.fixture(scope="module")
 def adapter():
-    found = registry.create("hf")
-    found.load(ModelSpec("dummy:0", "llava", "tiny", frames_as="grid"), "cpu")
-    return found
+    return tiny_llava()
 
 
 @pytest.fixture
 def subject(adapter):
     return Subject(adapter, engines.create("generate"), Frames(), "cpu")
-
-
-def tasks(count, **changes):
-    return [Task(f"seq/{n}#q", f"seq/{n}", "seq", f"id{n}", "What is there?", f"digest{n}", **changes) for n in range(count)]
 
 
 def measured(subject, count=3, settings=FIXED, **arguments):
@@ -198,20 +177,8 @@ def test_an_encoder_call_after_encode_is_invalid(subject, adapter):
 
 
 def test_a_wrong_token_count_is_invalid(subject):
-    class Short:
-        name = "short"
-
-        def __init__(self):
-            self.inner = engines.create("generate")
-
-        def prepare(self, *arguments):
-            return self.inner.prepare(*arguments)
-
-        def run(self, merge, decoding, clock):
-            tokens = self.inner.run(merge, decoding, clock)
-            return replace(tokens, ids=tuple(ids[:-1] for ids in tokens.ids))
-
-    row = measured(replace(subject, engine=Short()), 1).rows[0]
+    short = Edited(lambda tokens, *_: replace(tokens, ids=tuple(ids[:-1] for ids in tokens.ids)))
+    row = measured(replace(subject, engine=short), 1).rows[0]
     assert Code.INVALID_TOKEN_COUNT in row["codes"] and "3 tokens, 4 asked for" in row["reason"]
 
 
@@ -395,39 +362,18 @@ def test_a_batch_is_always_full_and_gives_each_sample_one_row(subject):
 
 
 def test_steps_are_the_whole_batch_s_also_where_the_longest_answer_only_fills_it(subject):
-    class Ends:
-        """The first answer of each batch ends after two tokens, as if it had met EOS; the batch decodes on for the others."""
-
-        name = "ends"
-
-        def __init__(self):
-            self.inner = engines.create("generate")
-
-        def prepare(self, *arguments):
-            return self.inner.prepare(*arguments)
-
-        def run(self, merge, decoding, clock):
-            tokens = self.inner.run(merge, decoding, clock)
-            return replace(tokens, ids=(tokens.ids[0][:2], *tokens.ids[1:]))
-
+    """The first answer of each batch ends after two tokens, as if it had met EOS; the batch decodes on for the others."""
+    ends = Edited(lambda tokens, *_: replace(tokens, ids=(tokens.ids[0][:2], *tokens.ids[1:])))
     settings = replace(FIXED, batch=2, lengths=("6",))
-    last = measured(replace(subject, engine=Ends()), 3, settings, limits=Limits(1000, 1e9)).rows[-1]
+    last = measured(replace(subject, engine=ends), 3, settings, limits=Limits(1000, 1e9)).rows[-1]
     assert last["order"] == 1 and (last["new_tokens"], last["steps"]) == (2, 5)
     assert last["limit_ms"] / last["share_of_limit"] == pytest.approx(last["decode_ms"] / last["steps"])
 
 
 def test_resume_measures_the_rest_only(subject, tmp_path):
     path = tmp_path / "job.parquet.journal"
-
-    class Killed(BaseException):
-        pass
-
-    def die_after_two(done, total):
-        if done == 2:
-            raise Killed
-
     with Journal(path, {"study": 1}) as journal, pytest.raises(Killed):
-        measured(subject, 4, journal=journal, progress=die_after_two)
+        measured(subject, 4, journal=journal, progress=killed_after(2))
     subject = replace(subject, loader=Frames())
     with Journal(path, {"study": 1}) as journal:
         outcome = measured(subject, 4, replace(FIXED, warmup=0), journal=journal)

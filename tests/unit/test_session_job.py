@@ -22,6 +22,7 @@ from stagebench.plan import Plan, build_plan
 from stagebench.rows import SCHEMA, Code
 from stagebench.session import run_job
 from stagebench.session.output import read_metadata, write_rows
+from timing_jobs import Killed, killed_after
 
 torch.set_num_threads(1)
 
@@ -109,16 +110,8 @@ def test_the_metadata_says_how_it_was_measured(first, plan):
 
 def test_a_killed_job_goes_on_and_says_so(plan, root, tmp_path):
     output = tmp_path / "a.parquet"
-
-    class Killed(BaseException):
-        pass
-
-    def die(done, total):
-        if done == 2:
-            raise Killed
-
     with pytest.raises(Killed):
-        timed(plan, root, output, progress=die)
+        timed(plan, root, output, progress=killed_after(2))
     assert not output.exists() and output.with_name("a.parquet.journal").exists()
     report = timed(plan, root, output)
     rows = pl.read_parquet(output)
