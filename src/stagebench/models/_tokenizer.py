@@ -134,7 +134,7 @@ def _vocabulary(template: Sequence[str], size: int, specials: dict[str, int]) ->
 
     def overruns(piece: str) -> bool:
         """Whether longest match would take this piece across a cut of the template."""
-        return any(text.startswith(piece, begin) and begin + len(piece) > end for begin, end in cuts)
+        return piece in text and any(text.startswith(piece, begin) and begin + len(piece) > end for begin, end in cuts)
 
     words = [f"{space}{word}" for w in _WORDS for word in (w, w.capitalize()) for space in ("", " ")]
     kept = (piece for piece in itertools.chain(words, _syllables()) if not overruns(piece))

@@ -103,6 +103,8 @@ class Outcome:
     """Samples whose rows an earlier process, or another job, measured."""
     unmet: list[str] = field(default_factory=list)
     """Why the noise target was missed, by sample and length."""
+    prepare_s: float = 0.0
+    """Engine preparation, first call and warm-up."""
     measuring_s: float = 0.0
     samples_s: float = 0.0
     """Of that, what passed inside timed runs, plain ones too: the rest is readings, synchronisation and the journal."""
@@ -157,7 +159,9 @@ def time_samples(
         if settings.prefetch:
             loop.subject = replace(subject, ahead=stack.enter_context(Ahead(subject)))
         if due:
+            begin = time.monotonic()
             loop.prepare(due, journal)
+            outcome.prepare_s = time.monotonic() - begin
         stack.enter_context(_quiet_collector())
         for group in order:
             if group.order in ready:

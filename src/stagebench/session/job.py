@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
-import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -13,7 +11,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-import psutil
 import torch
 
 from stagebench import engines, machine
@@ -24,6 +21,7 @@ from stagebench.session import validity
 from stagebench.session.build import Limits
 from stagebench.session.busy import DeviceBusy, device_busy
 from stagebench.session.core import Outcome, Settings, time_samples
+from stagebench.session.cost import JobCost
 from stagebench.session.divergence import check_divergences
 from stagebench.session.fidelity import plain_answers, quality
 from stagebench.session.journal import Journal
@@ -45,10 +43,6 @@ LOAD_SHARE = 0.5
 """A load average above this share of the cores is a busy host."""
 NEIGHBOUR_SHARE = 0.1
 """Other processes that took more than this share of the cores' time during the measurement were neighbours."""
-
-
-_JOBS = itertools.count()
-"""Jobs of this process: the first one pays for its start and imports."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +88,7 @@ def run_job(
     fail. Raises TimingError when no device is free, on SIGTERM, or when the disk is full; ModelError, StoreError as their modules do.
     """
     log = log or logging.getLogger("stagebench.session")
-    begun = time.monotonic()
+    cost = JobCost()
     if threads is not None:
         torch.set_num_threads(threads)
     with ExitStack() as stack:
@@ -103,7 +97,7 @@ def run_job(
             torch.cuda.set_device(lease.device)
         stack.enter_context(terminated())
         try:
-            return _Job(plan, job, output, cache, lease, progress, watch, log, stack, profile=profile).run(begun)
+            return _Job(plan, job, output, cache, lease, progress, watch, log, stack, cost, profile=profile).run()
         except Terminated:
             raise TimingError(
                 f"{output}: SIGTERM. Finished samples are in {_journal_path(output).name}; run the job again and it goes on after them."
@@ -122,6 +116,7 @@ class _Job:
         watch: Callable[[Sequence[Mapping[str, Any]]], None] | None,
         log: logging.Logger,
         stack: ExitStack,
+        cost: JobCost,
         *,
         profile: bool,
     ) -> None:
@@ -130,10 +125,10 @@ class _Job:
         self.device, self.profile = lease.device, profile
         self.config = plan.config
         self.settings = Settings.of(plan.config, job.variant.settings)
-        self.first = next(_JOBS) == 0
+        self.cost = cost
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
-    def run(self, begun: float) -> JobReport:
+    def run(self) -> JobReport:
         from stagebench.loading import open_loader
 
         host = machine.host(self.device)
@@ -141,10 +136,12 @@ class _Job:
         loader = open_loader(self.plan, self.job, cache=self.cache)
         self.stack.callback(loader.close)
         verify_ms = loader.open()
+        self.cost.mark("open")
         plain = plain_answers(self.config, self.job, loader, self._tasks(loader), self.device)
-        load_begin = time.perf_counter()
+        self.cost.mark("plain model")
         adapter = load_adapter(self.config, self.job, device=self.device)
-        model_load_ms = (time.perf_counter() - load_begin) * 1e3
+        self.cost.mark("model load")
+        model_load_ms = self.cost.parts["model load"] * 1e3
         spec = adapter.spec
         study = study_fingerprint(self.config, self.job, spec, adapter, self._reading())
         # as planned: the merge holds this against its own plan, so that no file of another config, code or weights gets in
@@ -161,6 +158,7 @@ class _Job:
         limits = Limits(step_bytes(adapter), machine.bandwidth(self.device))
         constant = self._constant(adapter, spec) | {"harness_ms": harness["total"]}
         counter = machine.energy_counter(monitor.energy_mj)
+        self.cost.mark("anchors")
         subject = Subject(adapter, engines.create(self.job.variant.settings["engine"]), loader, self.device, meter=monitor.energy_mj)
         others = machine.CpuShare()
         outcome = time_samples(
@@ -176,12 +174,17 @@ class _Job:
             watch=self.watch,
             counter=counter,
         )
+        self.cost.mark("between samples", {"warm-up": outcome.prepare_s, "samples": outcome.samples_s})
         busy = others.others()
         after = machine.anchor(self.device)
+        self.cost.mark("anchors")
         found = quality(plain, adapter)
         findings = self._judge(outcome, before, after, host, monitor, busy)
         findings += check_divergences(_measured(outcome), tasks, adapter, loader, temperature=self.settings.temperature)
+        self.cost.mark("checks")
         worked = self._device_busy(subject, tasks) if self.profile and outcome.fresh else None
+        self.cost.mark("profile")
+        spent = self.cost.summary(outcome.samples_s)
         _mark(outcome, findings)
         statuses = _count(outcome.rows)
         about = {
@@ -221,7 +224,7 @@ class _Job:
             "reused": outcome.reused,
             "unmet": outcome.unmet,
             "measuring_s": outcome.measuring_s,
-            "cost": {"wall_s": (wall := self._wall(begun)), "samples_s": outcome.samples_s, "share": outcome.samples_s / wall},
+            "cost": spent,
             "cpu_share_of_others": busy,
             "threads": torch.get_num_threads(),
         }
@@ -229,10 +232,9 @@ class _Job:
         journal.remove()
         for finding in findings:
             self.log.log(logging.ERROR if finding.code.invalid else logging.WARNING, "%s: %s", finding.code.value, finding.text)
-        seconds = time.monotonic() - begun
-        self.log.info("%s: %d rows in %.1f s, %s", self.output, len(outcome.rows), seconds, statuses)
-        share, load = outcome.samples_s / wall, model_load_ms * 1e-3
-        self.log.info("%.1f %% of the job's %.1f s passed inside measured samples; loading the model took %.1f s", 100 * share, wall, load)
+        seconds = spent["wall_s"]
+        self.log.info("%s: %d rows, %s", self.output, len(outcome.rows), statuses)
+        self.log.info("%.1f %% of the job's %.1f s passed inside measured samples; seconds: %s", 100 * spent["share"], seconds, self.cost)
         return JobReport(self.output, len(outcome.rows), statuses, tuple(findings), outcome.resumed, outcome.reused, seconds, about)
 
     def _device_busy(self, subject: Subject, tasks: Sequence[Task]) -> DeviceBusy | None:
@@ -241,11 +243,6 @@ class _Job:
             return None
         batch = [there[n % len(there)] for n in range(self.settings.batch)]
         return device_busy(subject, batch, self.settings.decoding(self.settings.lengths[0], (), batch[0].sample))
-
-    def _wall(self, begun: float) -> float:
-        """Seconds that the job has taken: since the process was started, imports and all, when it is the first one there."""
-        age = time.time() - psutil.Process().create_time() if self.first else 0.0
-        return max(age, time.monotonic() - begun)
 
     def _tasks(self, loader: Any) -> list[Task]:
         tasks = []
