@@ -34,7 +34,8 @@ def test_every_item_names_tests_that_exist(repo: Path, text: str) -> None:
         files = re.findall(r"`(test_\w+)`: ((?:`test_\w+`(?:, )?)+)", tests)
         assert fault and rule and files, f"item {item} names no test"
         for file, listed in files:
-            tree = ast.parse((repo / f"tests/unit/{file}.py").read_text(encoding="utf-8"))
+            (path,) = (repo / "tests/unit").rglob(f"{file}.py")
+            tree = ast.parse(path.read_text(encoding="utf-8"))
             there = {node.name for node in ast.walk(tree) if isinstance(node, ast.FunctionDef)}
             assert set(re.findall(r"`(test_\w+)`", listed)) <= there, f"item {item}: {file} lacks one of {listed}"
 
