@@ -10,7 +10,8 @@ from typing import Any
 import av
 import numpy as np
 
-from stagebench.config import load_config
+from stagebench.config import Config, load_config
+from stagebench.extract import extract_shard
 from stagebench.plan import Plan, build_plan
 
 Study = Callable[..., tuple[Plan, Path]]
@@ -57,6 +58,21 @@ def write_dataset(root: Path, clips: int) -> None:
             }
         )
     (root / "index.json").write_text(json.dumps(entries))
+
+
+def extract(plan: Plan, cache: Path, **how: Any) -> None:
+    """The plan's shards that are not there yet, as the workflow makes them."""
+    for shard in plan.shards:
+        path = shard.path(cache)
+        if not path.exists():
+            extract_shard(plan, shard, path, cache=cache, **how)
+
+
+def extracted(config: Config, cache: Path) -> Plan:
+    """The plan of that study, its shards extracted."""
+    plan = build_plan(config, cache)
+    extract(plan, cache)
+    return plan
 
 
 def planner(folder: Path) -> Study:

@@ -11,6 +11,7 @@ from pathlib import Path
 import polars as pl
 import yaml
 
+from clip_study import extract
 from reliability.conftest import Killable, small
 from stagebench.extract import extract_shard
 from stagebench.plan import build_plan
@@ -78,8 +79,7 @@ def test_timing_killed_again_and_again(clips: Path, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
     plan = build_plan(small(clips), cache)
     plan.write(tmp_path / "plan.json")
-    for shard in plan.shards:
-        extract_shard(plan, shard, shard.path(cache), cache=cache)
+    extract(plan, cache)
     output = tmp_path / "rows.parquet"
     journal = tmp_path / "rows.parquet.journal"
     body = "run_job(plan, job, output, cache=cache, device='cpu', threads=1, progress=slow)"

@@ -7,12 +7,11 @@ import polars as pl
 import pytest
 import torch
 
+from clip_study import extracted
 from stagebench.config import load_config
 from stagebench.demo import write_demo
-from stagebench.extract import extract_shard
 from stagebench.models import registry
 from stagebench.models.base import ModelSpec
-from stagebench.plan import build_plan
 from stagebench.session import run_job
 from stagebench.verify import run_verify, verify_model
 
@@ -36,9 +35,7 @@ def test_a_stanza_is_all_it_takes(name, tmp_path):
             "timing": {"lengths": [4], "max_new_tokens": 4, "repeats": 1, "warmup": 0},
         }
     )
-    plan = build_plan(config, tmp_path / "cache")
-    for shard in plan.shards:
-        extract_shard(plan, shard, shard.path(tmp_path / "cache"), cache=tmp_path / "cache")
+    plan = extracted(config, tmp_path / "cache")
     for path in plan.verify_paths:
         assert run_verify(plan, plan.verify_job(path), tmp_path / path, cache=tmp_path / "cache", device="cpu").passed
     ids = []

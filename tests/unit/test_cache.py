@@ -6,12 +6,11 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
+from clip_study import extracted
 from stagebench import cache, cli
 from stagebench.config import load_config
 from stagebench.demo import write_demo
 from stagebench.errors import StoreError
-from stagebench.extract import extract_shard
-from stagebench.plan import build_plan
 
 
 @pytest.fixture
@@ -25,10 +24,7 @@ def store(tmp_path: Path) -> Path:
         "frames": {"count": 2},
         "models": models,
     }
-    plan = build_plan(load_config(study), tmp_path / "cache")
-    plan.write(tmp_path / "results/plan.json")
-    for shard in plan.shards:
-        extract_shard(plan, shard, shard.path(tmp_path / "cache"), cache=tmp_path / "cache")
+    extracted(load_config(study), tmp_path / "cache").write(tmp_path / "results/plan.json")
     return tmp_path / "cache"
 
 

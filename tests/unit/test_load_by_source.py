@@ -12,7 +12,6 @@ from PIL import Image
 
 import clip_study
 from factories import config, make_study
-from stagebench.extract import extract_shard
 from stagebench.loading import open_loader
 from stagebench.merge import merge
 from stagebench.sources.video import read_frames
@@ -81,8 +80,7 @@ def test_mp4_folder_and_cache_give_the_same_frames(tmp_path: Path) -> None:
         entry["video_data"] = clip
     (root / "index.json").write_text(json.dumps(entries))
     plan, cache = plan_of(None, variants={"source": ["cache", "mp4", "frames", "npy"]})
-    for shard in plan.shards:
-        extract_shard(plan, shard, shard.path(cache), cache=cache)
+    clip_study.extract(plan, cache)
     jobs = {job.variant.settings["source"]: job for job in plan.jobs if job.model == "v"}
     assert set(jobs) == {"cache", "mp4", "frames"}
     loads: dict[str, list[list[np.ndarray]]] = {}

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from clip_study import Study, planner, write_mp4
+from clip_study import Study, extract, planner, write_mp4
 from stagebench.errors import ChecksumError, PlanError, SourceError, StoreError
-from stagebench.extract import extract_shard, read_clip
+from stagebench.extract import read_clip
 from stagebench.loading import open_loader
 from stagebench.plan import Plan, TimingJob
 
@@ -23,8 +23,7 @@ def study(tmp_path: Path) -> Study:
 
 def prepared(study: Study, clips: int = 4, **sections: Any) -> tuple[Plan, Path]:
     plan, cache = study(clips, **sections)
-    for shard in plan.shards:
-        extract_shard(plan, shard, shard.path(cache), cache=cache)
+    extract(plan, cache)
     return plan, cache
 
 

@@ -11,10 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from clip_study import write_mp4
+from clip_study import extract, write_mp4
 from stagebench import extract as module
 from stagebench.config import load_config
-from stagebench.extract import extract_shard
 from stagebench.plan import Plan, build_plan
 from stagebench.store import Shard
 
@@ -62,9 +61,7 @@ def run(root: Path, cache: Path) -> Plan:
     model = {"adapter": "hf", "architecture": "video_llava", "input": "frames", "weights": "dummy:0", "preset": "tiny"}
     dataset = {"root": str(root), "index": "index.json"}
     plan = build_plan(load_config({"study": "t", "datasets": {"d": dataset}, "models": {"v": model}}), cache)
-    for shard in plan.shards:
-        if not shard.path(cache).exists():
-            extract_shard(plan, shard, shard.path(cache), cache=cache, threads=2)
+    extract(plan, cache, threads=2)
     return plan
 
 

@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from clip_study import extracted
 from stagebench.config import load_config
 from stagebench.demo import write_demo
 from stagebench.errors import TimingError
-from stagebench.extract import extract_shard
-from stagebench.plan import Plan, build_plan
+from stagebench.plan import Plan
 from stagebench.rows import SCHEMA, Code
 from stagebench.session import run_job
 from stagebench.session.output import read_metadata, write_rows
@@ -38,15 +38,6 @@ def study(root, **timing):
     )
 
 
-def planned(root, config):
-    plan = build_plan(config, root / "cache")
-    for shard in plan.shards:
-        path = shard.path(root / "cache")
-        if not path.exists():
-            extract_shard(plan, shard, path, cache=root / "cache")
-    return plan
-
-
 @pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Four clips, one of which has no video."""
@@ -55,7 +46,7 @@ def root(tmp_path_factory):
     videos = sorted((root / "demo").rglob("*.mp4"))
     videos[2].write_bytes(b"not a video")
     config = load_config(study(root).model_dump(mode="json") | {"shards": {"max_failed": 0.5}})
-    plan = planned(root, config)
+    plan = extracted(config, root / "cache")
     plan.write(root / "plan.json")
     return root
 
@@ -136,17 +127,17 @@ def test_reuse_false_times_every_sample_again(plan, root, first, tmp_path):
     """The rows that are taken over otherwise are there, and the setting is no part of what they must agree in."""
     rows = [row | {"codes": []} for row in pq.read_table(first[0], partitioning=None).to_pylist()]
     write_rows(tmp_path / "earlier.parquet", rows, read_metadata(first[0]))
-    again = planned(root, study(root, reuse=False))
+    again = extracted(study(root, reuse=False), root / "cache")
     report = timed(again, root, tmp_path / "b.parquet")
     rows = pl.read_parquet(tmp_path / "b.parquet")
     assert report.reused == 0 and not rows["codes"].list.contains("reused").any()
     assert read_metadata(first[0])["job"]["id"] not in set(rows["job"])
-    assert timed(planned(root, study(root, reuse=True)), root, tmp_path / "c.parquet").reused == 3
+    assert timed(extracted(study(root, reuse=True), root / "cache"), root, tmp_path / "c.parquet").reused == 3
 
 
 def test_other_settings_take_nothing_over(root, first, tmp_path):
     config = study(root, warmup=0).model_dump(mode="json") | {"shards": {"max_failed": 0.5}}
-    plan = planned(root, load_config(config))
+    plan = extracted(load_config(config), root / "cache")
     (tmp_path / "earlier.parquet").write_bytes(first[0].read_bytes())
     assert timed(plan, root, tmp_path / "b.parquet").reused == 0
 

@@ -6,12 +6,11 @@ import polars as pl
 import pytest
 import torch
 
+from clip_study import extracted
 from stagebench.config import load_config
 from stagebench.demo import write_demo
 from stagebench.errors import ConfigError
-from stagebench.extract import extract_shard
 from stagebench.merge import merge
-from stagebench.plan import build_plan
 from stagebench.rows import Status
 from stagebench.session import load_adapter, run_job
 from stagebench.session.fidelity import TOKENS
@@ -45,12 +44,7 @@ def planned(root, models, **variants):
             "compare": {"reference": next(iter(models)), "resamples": 200},
         }
     )
-    plan = build_plan(config, root / "cache")
-    for shard in plan.shards:
-        path = shard.path(root / "cache")
-        if not path.exists():
-            extract_shard(plan, shard, path, cache=root / "cache")
-    return plan
+    return extracted(config, root / "cache")
 
 
 def timed(plan, root, results):

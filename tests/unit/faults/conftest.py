@@ -7,10 +7,10 @@ import polars as pl
 import pytest
 import torch
 
+from clip_study import extracted
 from stagebench.config import load_config
 from stagebench.demo import write_demo
-from stagebench.extract import extract_shard
-from stagebench.plan import Plan, build_plan
+from stagebench.plan import Plan
 from stagebench.rows import Code
 from stagebench.session import job as job_module
 from stagebench.session import run_job
@@ -44,12 +44,7 @@ def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 "timing": timing,
             }
         )
-        plan = build_plan(config, root / "cache")
-        for shard in plan.shards:
-            path = shard.path(root / "cache")
-            if not path.exists():
-                extract_shard(plan, shard, path, cache=root / "cache")
-        plan.write(root / f"{name}.json")
+        extracted(config, root / "cache").write(root / f"{name}.json")
     return root
 
 
