@@ -155,15 +155,15 @@ def cluster_interval(
     if groups == 1:
         half = student_t((1 + confidence) / 2, n - 1) * float(values.std(ddof=1)) / math.sqrt(n)
         return Interval(mean, mean - half, mean + half, n, 1, "studentised (one sequence)")
+    variance, freedom = clustered(values, member)
+    t = student_t((1 + confidence) / 2, freedom)
+    if groups < BOOTSTRAP_CLUSTERS:
+        half = t * math.sqrt(variance)
+        return Interval(mean, mean - half, mean + half, n, groups, "studentised")
     size: Floats = np.bincount(member, minlength=groups).astype(np.float64)
     total: Floats = np.bincount(member, weights=values, minlength=groups).astype(np.float64)
-    effective = n**2 / float((size**2).sum())
-    t = student_t((1 + confidence) / 2, max(effective - 1, 1.0))
-    if groups < BOOTSTRAP_CLUSTERS:
-        error = math.sqrt(clustered(values, member)[0])
-        return Interval(mean, mean - t * error, mean + t * error, n, groups, "studentised")
     means = _bootstrap_means(total, size, resamples, seed)
-    tail = NormalDist().cdf(-math.sqrt(effective / (effective - 1)) * t)
+    tail = NormalDist().cdf(-math.sqrt((freedom + 1) / freedom) * t)
     low, high = (float(q) for q in np.quantile(means, [tail, 1 - tail]))
     return Interval(mean, low, high, n, groups, "bootstrap")
 
