@@ -1,7 +1,7 @@
 """Where a shard's columns lie: its Parquet footer (FileMetaData of parquet.thrift), read here and not by Arrow.
 
 Arrow parses the footer too, to read values. But what pyarrow tells of single columns passes C++ exceptions on to nobody: SizeStatistics
-that do not fit their column, and `metadata.row_group(0).column(0)` ends the process. So neither this nor `_reader` asks for it, and a
+that do not fit their column, and `metadata.row_group(0).column(0)` ends the process. So neither this nor `_contents` asks for it, and a
 footer of which this module cannot make sense is refused before Arrow sees it.
 """
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -17,19 +16,18 @@ import pyarrow.parquet as pq
 from stagebench.errors import ChecksumError, StoreError
 from stagebench.store import _seal
 from stagebench.store._buffer import HostBuffer, split_frames
-from stagebench.store._format import BULK, FORMAT_VERSION, ClipRow, RowMeta, holds_raw_events, schema, stored_bytes, unpack_codes
+from stagebench.store._contents import page_of, read_contents, read_rows
+from stagebench.store._format import ClipRow, RowMeta, stored_bytes, unpack_codes
 from stagebench.store._mapping import MappedFile, map_file
 from stagebench.store._pages import Page
+from stagebench.store._seal import REMEDY
 
 if TYPE_CHECKING:
     from stagebench.sources.events import Events
 
 __all__ = ["Shard"]
 
-_AGAIN = "Delete the file: the next run extracts it again."
 _DISK = "Check the disk, or its connection, and run again; if that does not help, delete the file: it is extracted again."
-_MAX_FRAMES = 1 << 20
-"""Of one clip. A forged row would take memory for what it claims before its page is looked at."""
 
 
 class Shard:
@@ -47,15 +45,22 @@ class Shard:
         self._buffer = HostBuffer()
         self._packed = HostBuffer()
         self._mapping: MappedFile | None = None
+        self._rows: Mapping[str, RowMeta] = {}
         try:
             self._footer, self._columns = _seal.check_tail(fd, path)  # before Arrow sees the file
             self._parquet = pq.ParquetFile(path, page_checksum_verification=True, pre_buffer=False)
             if not os.path.samestat(os.fstat(fd), path.stat()):
                 raise ValueError("replaced while it was opened")
-            self._metadata = self._parquet.metadata
-            self._read_meta()
+            contents = read_contents(self._parquet, self._columns)
         except (OSError, pa.ArrowException, ValueError, KeyError, TypeError) as error:
-            raise StoreError(f"{path}: not a shard of stagebench: {error}. {_AGAIN}") from error
+            raise StoreError(f"{path}: not a shard of stagebench: {error}. {REMEDY}") from error
+        self.kind, self.spec, self.writer, self.raw_events = contents.kind, contents.spec, contents.writer, contents.raw_events
+        self.digests: Mapping[str, str] = contents.digests
+        """Content digest of each clip's source files."""
+        self.clips: tuple[str, ...] = tuple(contents.digests)
+        self._index = {clip: row for row, clip in enumerate(self.clips)}
+        self._body = contents.body
+        self._chunks: list[_seal.Chunk] | None = None
 
     @classmethod
     def open(cls, path: Path | str, *, verify: bool = True, threads: int | None = None) -> Shard:
@@ -84,7 +89,8 @@ class Shard:
                 if shard._mapping is not None:
                     shard._mapping.populate()
                 shard.verify_ms = (time.perf_counter_ns() - begin) * 1e-6
-            shard._read_rows()
+            shard._rows = read_rows(shard._parquet, shard.digests, path)
+            shard._find_pixels()
         except BaseException:
             shard.close()
             raise
@@ -118,11 +124,11 @@ class Shard:
         try:
             sound = self._sound or _seal.structure_digest(self._fd, self._footer, chunks) == self._body
         except ValueError as error:
-            raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from None
+            raise ChecksumError(f"{self.path}: {error}. {REMEDY}") from None
         threads = threads or min(8, len(os.sched_getaffinity(0)))
         if not sound:
             _seal.check_payloads(self._fd, chunks, self.clips, self.path, threads)  # names the clip where a page is at fault
-            raise ChecksumError(f"{self.path}: bytes outside the pages changed since they were written. {_AGAIN}")
+            raise ChecksumError(f"{self.path}: bytes outside the pages changed since they were written. {REMEDY}")
         self._sound = True
         wanted = set(range(len(self.clips))) if clips is None else {self._index[clip] for clip in clips}
         _seal.check_payloads(self._fd, [c for c in chunks if c.bulk and c.row in wanted], self.clips, self.path, threads)
@@ -252,7 +258,7 @@ class Shard:
             except OSError as error:
                 raise StoreError(f"{self.path}: clip {clip} cannot be read: {error}. {_DISK}") from error
             if not got:
-                raise StoreError(f"{self.path}: the file ends inside clip {clip}: it was cut while in use. {_AGAIN}")
+                raise StoreError(f"{self.path}: the file ends inside clip {clip}: it was cut while in use. {REMEDY}")
             at += got
 
     def _pixels(self, clip: str) -> np.ndarray:
@@ -271,10 +277,10 @@ class Shard:
             try:
                 data = self._codec.decompress(pa.py_buffer(packed), page.raw_size)
             except (OSError, pa.ArrowException) as error:
-                raise ChecksumError(f"{self.path}: clip {clip}: {error}. {_AGAIN}") from error
+                raise ChecksumError(f"{self.path}: clip {clip}: {error}. {REMEDY}") from error
             pixels = np.frombuffer(data, dtype=np.uint8)[page.raw_size - size :]  # levels stand before the value
         if pixels.size != size:
-            raise StoreError(f"{self.path}: clip {clip} holds {pixels.size} bytes of pixels, {size} expected. {_AGAIN}")
+            raise StoreError(f"{self.path}: clip {clip} holds {pixels.size} bytes of pixels, {size} expected. {REMEDY}")
         return pixels
 
     def _event_arrays(self, clip: str) -> tuple[np.ndarray, np.ndarray]:
@@ -286,115 +292,42 @@ class Shard:
             t = self._column(clip, "t_wide")
         xyp, t = _values(xyp), _values(t)
         if len(xyp) != row.n_events or len(t) != row.n_events:
-            raise StoreError(f"{self.path}: clip {clip} holds {len(xyp)} events and {len(t)} times, {row.n_events} expected. {_AGAIN}")
+            raise StoreError(f"{self.path}: clip {clip} holds {len(xyp)} events and {len(t)} times, {row.n_events} expected. {REMEDY}")
         return xyp, t
 
     def _column(self, clip: str, name: str) -> pa.Array:
         try:
             return self._parquet.read_row_group(self._index[clip], columns=[name], use_threads=False).column(0).combine_chunks()
         except (OSError, pa.ArrowException) as error:
-            raise ChecksumError(f"{self.path}: clip {clip}, column {name}: {error}. {_AGAIN}") from error
-
-    def _read_meta(self) -> None:
-        values = {k.decode(): v.decode() for k, v in (self._metadata.metadata or {}).items() if k.startswith(b"stagebench.")}
-        if values["stagebench.format"] != str(FORMAT_VERSION):
-            raise ValueError(f"format {values['stagebench.format']}, expected {FORMAT_VERSION}")
-        self.kind: str = values["stagebench.kind"]
-        self.spec: Mapping[str, Any] = json.loads(values["stagebench.spec"])
-        self.writer: Mapping[str, str] = json.loads(values["stagebench.writer"])
-        """Versions of what wrote the shard."""
-        listed = json.loads(values["stagebench.clips"])
-        self.digests: Mapping[str, str] = {entry["clip"]: entry["digest"] for entry in listed}
-        """Content digest of each clip's source files."""
-        self.clips: tuple[str, ...] = tuple(self.digests)
-        self._index = {clip: row for row, clip in enumerate(self.clips)}
-        self._body = values[_seal.BODY_KEY]
-        self._chunks: list[_seal.Chunk] | None = None
-        self.raw_events = holds_raw_events(self.kind, self.spec)
-        found = self._parquet.schema_arrow.remove_metadata()
-        fixed = found.field("pixels").type if "pixels" in found.names else None
-        expected = schema(
-            self.kind, raw_events=self.raw_events, fixed=getattr(fixed, "byte_width", None) if fixed != pa.large_binary() else None
-        )
-        if not found.equals(expected):
-            raise ValueError(f"columns {_differences(found, expected)}")
-        if not len(listed) == len(self.clips) == self._metadata.num_row_groups == self._metadata.num_rows:
-            raise ValueError(
-                f"{len(listed)} clips named, {self._metadata.num_row_groups} row groups and {self._metadata.num_rows} rows found"
-            )
-        if [(c.row, c.name) for c in self._columns] != [(row, name) for row in range(len(self.clips)) for name in expected.names]:
-            raise ValueError("row groups of other columns than the schema's")
+            raise ChecksumError(f"{self.path}: clip {clip}, column {name}: {error}. {REMEDY}") from error
 
     def _all_chunks(self) -> list[_seal.Chunk]:
         if self._chunks is None:
             self._chunks = _seal.locate(self._fd, self._columns, self.clips, self.path)
         return self._chunks
 
-    def _read_rows(self) -> None:
-        names = [name for name in self._parquet.schema_arrow.names if name not in BULK]
-        try:
-            table = self._parquet.read(columns=names, use_threads=False).to_pylist()
-        except (OSError, pa.ArrowException, UnicodeDecodeError) as error:
-            raise ChecksumError(f"{self.path}: {error}. {_AGAIN}") from error
-        if len(table) != len(self.clips):
-            raise StoreError(f"{self.path}: {len(table)} rows, {len(self.clips)} expected, one for each clip. {_AGAIN}")
-        self._rows = {clip: _row(values) for clip, values in zip(self.clips, table, strict=True)}
+    def _find_pixels(self) -> None:
+        """Where each clip's pixels lie, from the footer and the headers of their pages."""
         self._plain: dict[str, int] = {}
+        """Offset of the bytes of a clip that is not compressed."""
         self._pages: dict[str, Page] = {}
-        for clip, row in self._rows.items():
-            if row.clip != clip or row.digest != self.digests[clip]:
-                raise StoreError(f"{self.path}: row of {row.clip} where the footer names {clip}. {_AGAIN}")
-        if not self.raw_events:
-            pixels = [column for column in self._columns if column.name == "pixels"]
-            found = (
-                (c for c in self._chunks if c.column == "pixels") if self._chunks else _seal.locate(self._fd, pixels, self.clips, self.path)
-            )
-            for column, chunk in zip(pixels, found, strict=True):
-                self._place(self.clips[chunk.row], chunk.pages, column.codec)
-
-    def _place(self, clip: str, pages: tuple[Page, ...], codec: str) -> None:
-        """Note where an uncompressed clip's bytes lie, and refuse a page that cannot hold what the row says."""
-        row = self._rows[clip]
-        if not row.ok:
+        if self.raw_events:
             return
-        size = stored_bytes(row.encoding or "", row.sizes)
-        fixed = pa.types.is_fixed_size_binary(self._parquet.schema_arrow.field("pixels").type)
-        # a page of one nullable value: int32 length of the levels, 2 bytes of levels, (int32 length of the value,) the value
-        expected = size + 6 + (0 if fixed else 4)
-        raw, stored = sum(page.raw_size for page in pages), sum(page.size for page in pages)
-        sizes = (raw, stored) if codec == "none" else (raw,)
-        if len(pages) != 1 or pages[0].num_values != 1 or not pages[0].plain or any(found != expected for found in sizes):
-            raise StoreError(
-                f"{self.path}: clip {clip}: {raw} bytes, {stored} stored, in {len(pages)} page(s), "
-                f"{expected} in one expected for {row.count} frames of {row.sizes[0] if row.sizes else ()}. {_AGAIN}"
-            )
-        self._pages[clip] = pages[0]
-        if codec == "none":
-            self._plain[clip] = pages[0].end - size
+        columns = [column for column in self._columns if column.name == "pixels"]
+        if self._chunks:
+            chunks = [chunk for chunk in self._chunks if chunk.column == "pixels"]
         else:
-            self._codec = pa.Codec(codec)
-
-
-def _row(values: Mapping[str, Any]) -> RowMeta:
-    count, flat = values["count"], values["sizes"]
-    if not 0 <= count <= _MAX_FRAMES:
-        raise StoreError(f"clip {values['clip']}: {count} frames, at most {_MAX_FRAMES} are read. {_AGAIN}")
-    sizes = ((values["height"], values["width"]),) * count if flat is None else tuple(zip(flat[::2], flat[1::2], strict=False))
-    odd = flat is not None and len(flat) != 2 * count
-    if odd or len(sizes) != count or any(h is None or w is None or h < 0 or w < 0 for h, w in sizes):
-        raise StoreError(f"clip {values['clip']}: sizes {sizes} of {count} frames. {_AGAIN}")
-    optional = ("encoding", "t0", "t1", "n_events", "t_dtype", "p_coding")
-    return RowMeta(
-        values["clip"],
-        values["digest"],
-        values["status"],
-        values["reason"],
-        **{name: values.get(name) for name in optional},
-        count=count,
-        sizes=sizes,
-        pts=tuple(values["pts"] or ()),
-        indices=tuple(values["indices"] or ()),
-    )
+            chunks = _seal.locate(self._fd, columns, self.clips, self.path)
+        fixed = pa.types.is_fixed_size_binary(self._parquet.schema_arrow.field("pixels").type)
+        for column, chunk in zip(columns, chunks, strict=True):
+            row = self._rows[self.clips[chunk.row]]
+            if not row.ok:
+                continue
+            page = self._pages[row.clip] = page_of(row, chunk.pages, column.codec, fixed=fixed, path=self.path)
+            if column.codec == "none":
+                self._plain[row.clip] = page.end - stored_bytes(row.encoding or "", row.sizes)
+            else:
+                self._codec = pa.Codec(column.codec)
 
 
 def _values(lists: pa.Array) -> np.ndarray:
@@ -403,9 +336,3 @@ def _values(lists: pa.Array) -> np.ndarray:
     dtype = np.dtype(flat.type.to_pandas_dtype())
     data = flat.buffers()[1]
     return np.frombuffer(data, dtype)[flat.offset : flat.offset + len(flat)] if len(flat) else np.empty(0, dtype)
-
-
-def _differences(found: pa.Schema, expected: pa.Schema) -> str:
-    if found.names != expected.names:
-        return f"{', '.join(found.names)}; expected {', '.join(expected.names)}"
-    return "; ".join(f"{f.name} is {f.type}, expected {e.type}" for f, e in zip(found, expected, strict=True) if not f.equals(e))

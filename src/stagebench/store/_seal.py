@@ -30,7 +30,19 @@ from stagebench.store._footer import Column, read_columns
 from stagebench.store._format import BULK
 from stagebench.store._pages import Page, PageError, pages, pread
 
-__all__ = ["BODY_KEY", "SEAL_KEY", "UNSEALED", "Chunk", "Structure", "check_payloads", "check_tail", "locate", "sealed", "structure_digest"]
+__all__ = [
+    "BODY_KEY",
+    "REMEDY",
+    "SEAL_KEY",
+    "UNSEALED",
+    "Chunk",
+    "Structure",
+    "check_payloads",
+    "check_tail",
+    "locate",
+    "sealed",
+    "structure_digest",
+]
 
 BODY_KEY = "stagebench.body"
 SEAL_KEY = "stagebench.seal"
@@ -38,7 +50,8 @@ UNSEALED = "0" * 64
 _MAGIC = b"PAR1"
 _MAX_FOOTER = 1 << 28
 _BLOCK = 1 << 20
-_REMEDY = "Delete the file: the next run extracts it again."
+REMEDY = "Delete the file: the next run extracts it again."
+"""What to do about a shard that is damaged, or none of ours."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +75,7 @@ def check_tail(fd: int, path: Path) -> tuple[int, list[Column]]:
     begin, tail = _tail(fd, path)
     found = _digits(tail, SEAL_KEY, path)
     if _seal(tail, found) != tail[found : found + 64]:
-        raise ChecksumError(f"{path}: the footer's bytes changed since they were written. {_REMEDY}")
+        raise ChecksumError(f"{path}: the footer's bytes changed since they were written. {REMEDY}")
     return begin, read_columns(tail[:-8], begin)
 
 
@@ -73,7 +86,7 @@ def locate(fd: int, columns: Iterable[Column], clips: Sequence[str], path: Path)
         try:
             chunks.append(Chunk(column.row, column.name, tuple(pages(fd, column.begin, column.end))))
         except (ThriftError, OSError) as error:
-            raise ChecksumError(f"{path}: clip {clips[column.row]}, column {column.name}: {error}. {_REMEDY}") from None
+            raise ChecksumError(f"{path}: clip {clips[column.row]}, column {column.name}: {error}. {REMEDY}") from None
     return chunks
 
 
@@ -120,7 +133,7 @@ def check_payloads(fd: int, chunks: Iterable[Chunk], clips: Sequence[str], path:
             chunk, page = item
             raise ChecksumError(
                 f"{path}: clip {clips[chunk.row]}, column {chunk.column}: the {page.size} bytes at {page.payload} changed since they were "
-                f"written (CRC). {_REMEDY}"
+                f"written (CRC). {REMEDY}"
             )
 
     if threads <= 1 or len(work) < 2:
@@ -175,7 +188,7 @@ def sealed(footer: bytes, body: str, path: Path) -> bytes:
 def _tail(fd: int, path: Path) -> tuple[int, bytes]:
     """Offset of the footer, and its bytes with the length and magic that follow."""
     size = os.fstat(fd).st_size
-    damaged = f"{path}: {size} bytes that do not end as a Parquet file: cut short, or damaged. {_REMEDY}"
+    damaged = f"{path}: {size} bytes that do not end as a Parquet file: cut short, or damaged. {REMEDY}"
     if size < 12:
         raise ChecksumError(damaged)
     last = pread(fd, 8, size - 8)
@@ -191,7 +204,7 @@ def _digits(tail: bytes, key: str, path: Path) -> int:
     found = [m.end() for m in re.finditer(rb"\x18" + bytes([len(key)]) + re.escape(key.encode()) + rb"\x18\x40(?=[0-9a-f]{64})", tail)]
     if len(found) != 1:
         raise ChecksumError(
-            f"{path}: {len(found)} values of {key} in the footer, expected 1: not a shard of stagebench, or damaged. {_REMEDY}"
+            f"{path}: {len(found)} values of {key} in the footer, expected 1: not a shard of stagebench, or damaged. {REMEDY}"
         )
     return found[0]
 
