@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from stagebench.models import registry
+from stagebench.models import registry, ties
 from stagebench.models.base import ModelSpec
-from stagebench.models.ties import LOGIT_TOLERANCE, _logits_after, first_divergence
+from stagebench.models.ties import LOGIT_TOLERANCE, PASSES, _logits_after, first_divergence
 
 torch.set_num_threads(1)
 MODELS = (("eventgpt", "eventgpt"), ("hf", "llava"), ("hf", "video_llava"), ("hf", "qwen2_5_vl"), ("hf", "llava_onevision"))
@@ -51,3 +51,23 @@ def test_a_tie_below_float32_is_one_and_a_choice_is_not():
     close = first_divergence(made, prompt, (5, 7, order[0]), (5, 7, order[1]))
     assert close.gap == pytest.approx(gap, rel=1e-5) and close.tie == (gap <= 2 * LOGIT_TOLERANCE[torch.bfloat16])
     assert not first_divergence(made, prompt, (5, 7), (5, 7, far)).tie  # one is a prefix of the other: nothing to read
+
+
+def test_a_pass_that_finds_no_tie_is_made_again_and_their_mean_judges(monkeypatch):
+    """On a GPU one pass over the same tokens moves such a gap by several steps of bfloat16."""
+    made, prompt = load("hf", "llava", dtype=torch.bfloat16)
+
+    def judged(gaps):
+        seen = iter(gaps)
+        monkeypatch.setattr(ties, "_gap_after", lambda *_: next(seen))
+        return first_divergence(made, prompt, (5, 7), (5, 8))
+
+    near = judged([0.05])
+    assert (near.tie, near.passes, near.gap) == (True, 1, 0.05)
+    unlucky = judged([0.13, *[0.02, -0.04, 0.05, 0.01, 0.07, -0.02, 0.02]])
+    assert (unlucky.tie, unlucky.passes) == (True, PASSES) and unlucky.gap == pytest.approx(0.03)
+    assert "mean of 8 passes" in str(unlucky)
+    choice = judged([0.13, *[0.125] * (PASSES - 1)])
+    assert (choice.tie, choice.passes) == (False, PASSES)
+    opposed = judged([-0.3] * PASSES)  # the mean's sign is no excuse
+    assert not opposed.tie and opposed.gap == pytest.approx(0.3)
