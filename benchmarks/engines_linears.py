@@ -104,12 +104,11 @@ def candidates(name: str) -> list[Any]:
 
 
 def launch(name: str, how: Any, x: Any, w: Any, out: Any, norm: Any, pdl: bool) -> None:
-    from stagebench.engines._launch import launch_linear
+    from stagebench.engines._launch import Form, launch_linear
 
     normed = name in ("qkv", "gate_up", "head")
-    launch_linear(
-        how, x, w, out, norm=norm if normed else None, eps=1e-5, gated=name == "gate_up", residual=name in ("out", "down"), pdl=pdl
-    )
+    form = Form(norm=norm if normed else None, eps=1e-5, gated=name == "gate_up", residual=name in ("out", "down"), pdl=pdl)
+    launch_linear(how, x, w, out, form)
 
 
 def tensors(name: str, batch: int = 1) -> tuple[torch.Tensor, ...]:

@@ -66,7 +66,7 @@ def packed_model(scheme: str, layers: int = 32) -> Any:
 
 def precompile(part: int, parts: int, schemes: list[str]) -> None:
     """A worker: its share of all variants once, on one layer, so that the compiler's disk cache holds them."""
-    from stagebench.engines._launch import launch_linear
+    from stagebench.engines._launch import Form, launch_linear
     from stagebench.engines._stepped import decoder_of
     from stagebench.engines._weights import pack
 
@@ -85,7 +85,8 @@ def precompile(part: int, parts: int, schemes: list[str]) -> None:
                 if number % parts == part:
                     try:
                         norm = layer.norm_in if normed else None
-                        launch_linear(how, x, w, y, norm=norm, eps=1e-5, gated=name == "gate_up", residual=residual, pdl=True)
+                        form = Form(norm=norm, eps=1e-5, gated=name == "gate_up", residual=residual, pdl=True)
+                        launch_linear(how, x, w, y, form)
                         torch.cuda.synchronize()
                     except Exception as error:
                         print(f"worker {part}: {scheme} {name} {how}: {type(error).__name__}: {str(error)[:200]}", flush=True)

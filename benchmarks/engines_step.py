@@ -109,7 +109,7 @@ def step_ms(session: Any, config: Any, repeats: int = 24) -> float:
 @torch.inference_mode()
 def parts_ms(session: Any, config: Any) -> dict[str, float]:
     """Where a step's time goes: each group of kernels alone in a graph, over all layers."""
-    from stagebench.engines._launch import launch_linear
+    from stagebench.engines._launch import Form, launch_linear
     from stagebench.engines._triton_step import TritonStep
 
     old, state, w = session.step, session.state, session.weights
@@ -122,21 +122,20 @@ def parts_ms(session: Any, config: Any) -> dict[str, float]:
         for index in every:
             layer = w.layers[index]
             if name == "qkv":
-                launch_linear(config.qkv, step.hidden, layer.qkv, step._qkv, norm=layer.norm_in, eps=w.eps, pdl=config.pdl)
+                launch_linear(config.qkv, step.hidden, layer.qkv, step._qkv, Form(norm=layer.norm_in, eps=w.eps, pdl=config.pdl))
             if name == "attention":
                 step.attend(index)
             if name == "out":
-                launch_linear(config.out, step._mixed, layer.out, step.hidden, residual=True, pdl=config.pdl)
+                launch_linear(config.out, step._mixed, layer.out, step.hidden, Form(residual=True, pdl=config.pdl))
             if name == "gate_up":
-                launch_linear(
-                    config.gate_up, step.hidden, layer.gate_up, step._active, norm=layer.norm_post, eps=w.eps, gated=True, pdl=config.pdl
-                )
+                form = Form(norm=layer.norm_post, eps=w.eps, gated=True, pdl=config.pdl)
+                launch_linear(config.gate_up, step.hidden, layer.gate_up, step._active, form)
             if name == "down":
-                launch_linear(config.down, step._active, layer.down, step.hidden, residual=True, pdl=config.pdl)
+                launch_linear(config.down, step._active, layer.down, step.hidden, Form(residual=True, pdl=config.pdl))
 
     found = {name: graph_ms(lambda name=name: only(name), 8) for name in ("qkv", "attention", "out", "gate_up", "down")}
     found["head"] = graph_ms(
-        lambda: launch_linear(config.head, step.hidden, w.head, step.logits, norm=w.norm, eps=w.eps, pdl=config.pdl), 8
+        lambda: launch_linear(config.head, step.hidden, w.head, step.logits, Form(norm=w.norm, eps=w.eps, pdl=config.pdl)), 8
     )
     found["select"] = graph_ms(step.select, 8)
     for tensor, value in zip((state.slot, state.positions, state.count, state.done), saved, strict=True):

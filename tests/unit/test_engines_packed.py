@@ -152,7 +152,7 @@ def test_multiply_unpacks(kind):
 )
 def test_packed_gemv_equals_float64(kind, n, k, form, how):
     """Against the unpacked weights in float64; rows that do not fill a block, columns that do not, groups of 32 to 128."""
-    from stagebench.engines._launch import Linear, launch_linear
+    from stagebench.engines._launch import Form, Linear, launch_linear
 
     torch.manual_seed(n + k)
     w = matrix(kind, 2 * n if form == "gated" else n, k)
@@ -163,18 +163,8 @@ def test_packed_gemv_equals_float64(kind, n, k, form, how):
         out.copy_(before)
     normed = form in ("norm", "gated")
     pdl = DEVICE.type == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
-    launch_linear(
-        Linear(*how),
-        x,
-        w,
-        out,
-        norm=norm if normed else None,
-        eps=1e-5,
-        bias=bias,
-        gated=form == "gated",
-        residual=form == "residual",
-        pdl=pdl,
-    )
+    around = Form(norm=norm if normed else None, eps=1e-5, bias=bias, gated=form == "gated", residual=form == "residual", pdl=pdl)
+    launch_linear(Linear(*how), x, w, out, around)
     given = x.double()
     if normed:
         given = given / (given.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()

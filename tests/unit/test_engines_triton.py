@@ -10,7 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device, and TRITON_INTERPRET is not 1", allow_module_level=True)
 
-from stagebench.engines._launch import Linear, launch_linear
+from stagebench.engines._launch import Form, Linear, launch_linear
 from stagebench.engines._reference_step import ReferenceStep
 from stagebench.engines._state import StepState, choose
 from stagebench.engines._stepped import decoder_of
@@ -42,9 +42,8 @@ def test_gemv_equals_float64(how: Linear, n: int, k: int, form: str) -> None:
     if form == "residual":
         out.copy_(before)
     normed = form in ("norm", "gated")
-    launch_linear(
-        how, x, w, out, norm=norm if normed else None, eps=1e-5, bias=bias, gated=form == "gated", residual=form == "residual", pdl=PDL
-    )
+    around = Form(norm=norm if normed else None, eps=1e-5, bias=bias, gated=form == "gated", residual=form == "residual", pdl=PDL)
+    launch_linear(how, x, w, out, around)
     given = x.double()
     if normed:
         given = given / (given.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
@@ -65,7 +64,7 @@ def test_library_product_with_our_norm_and_gate_equals_float64(batch: int) -> No
     n, k = 40, 80
     x, w, norm = torch.randn(batch, k, device=DEVICE), torch.randn(2 * n, k, device=DEVICE), torch.rand(k, device=DEVICE)
     out = torch.full((batch, n), float("nan"), device=DEVICE)
-    launch_linear(Linear("cublas"), x, w, out, norm=norm, eps=1e-5, gated=True, pdl=PDL)
+    launch_linear(Linear("cublas"), x, w, out, Form(norm=norm, eps=1e-5, gated=True, pdl=PDL))
     given = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
     gate, up = (given @ w.double().T).chunk(2, -1)
     assert _relative(out, torch.nn.functional.silu(gate) * up) < 1e-5

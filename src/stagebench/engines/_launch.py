@@ -9,9 +9,9 @@ import torch
 
 from stagebench.engines import _kernels_linear
 from stagebench.engines._weights import Matrix, PackedMatrix, multiply
-from stagebench.models._packed_launch import launch_packed
+from stagebench.models._packed_launch import PLAIN, Form, Tiles, constants_of, launch_packed
 
-__all__ = ["Linear", "dependent", "launch_linear", "multiprocessors"]
+__all__ = ["Form", "Linear", "dependent", "launch_linear", "multiprocessors"]
 
 _GATE_BLOCK = 1024
 
@@ -32,87 +32,63 @@ class Linear:
         return f"{self.kind}:{self.block_n}x{self.block_k}w{self.warps}s{self.stages}"
 
 
-def launch_linear(
-    how: Linear,
-    x: torch.Tensor,
-    w: Matrix,
-    out: torch.Tensor,
-    *,
-    norm: torch.Tensor | None = None,
-    eps: float = 0.0,
-    bias: torch.Tensor | None = None,
-    gated: bool = False,
-    residual: bool = False,
-    pdl: bool = False,
-) -> None:
-    """out [B, N] (+)= act(w @ rmsnorm(x)) for x [B, K]; the kernel that `how` names. w is [2N, K] when gated.
+def launch_linear(how: Linear, x: torch.Tensor, w: Matrix, out: torch.Tensor, form: Form = PLAIN) -> None:
+    """out [B, N] (+)= act(w @ rmsnorm(x) + bias) for x [B, K], as `form` says; the kernel that `how` names. w is [2N, K] when gated.
 
     Raises ValueError for a batch or a packed form that the kernel does not serve.
     """
     batch, k = x.shape
     n = out.shape[1]
     if how.kind == "cublas":
-        return _library_linear(x, w, out, norm=norm, eps=eps, bias=bias, gated=gated, residual=residual, pdl=pdl)
+        return _library_linear(x, w, out, form)
     if batch != 1:
         raise ValueError(f"linear kernel {how.kind}: batch {batch}, expected 1. Use kind cublas.")
     if isinstance(w, PackedMatrix):
-        return _launch_packed(how, x, w, out, norm=norm, eps=eps, bias=bias, gated=gated, residual=residual, pdl=pdl)
-    flags = {"NORM": norm is not None, "GATED": gated, "BIAS": bias is not None, "RESIDUAL": residual, "PDL": pdl}
-    options: dict[str, Any] = {"num_warps": how.warps, **dependent(pdl)}
-    norm, bias = (unused if given is None else given for given, unused in ((norm, x), (bias, x)))
-    head = (x, norm, w, bias, out, n, eps)
+        return launch_packed(w.kind, w.parts, x, out, _tiles(how, x.device), form)
+    options = constants_of(form)
+    options["num_warps"] = how.warps
+    head = (x, x if form.norm is None else form.norm, w, x if form.bias is None else form.bias, out, n, form.eps)
     if how.kind == "rows":
         _kernels_linear.gemv_rows[(-(-n // how.block_n),)](
-            *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, **flags, **options
+            *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, **options
         )
     elif how.kind == "pipelined":
         _kernels_linear.gemv_pipelined[(-(-n // how.block_n),)](
-            *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, STAGES=how.stages, **flags, **options
+            *head, K=k, BLOCK_N=how.block_n, BLOCK_K=how.block_k, EVEN_N=n % how.block_n == 0, STAGES=how.stages, **options
         )
     elif how.kind == "persistent":
         programs = min(-(-n // how.block_n), multiprocessors(x.device) * how.stages)
-        _kernels_linear.gemv_persistent[(programs,)](*head, K=k, BLOCK_N=how.block_n, BLOCK_K=_power_of_two(k), **flags, **options)
+        _kernels_linear.gemv_persistent[(programs,)](*head, K=k, BLOCK_N=how.block_n, BLOCK_K=_power_of_two(k), **options)
     else:
         raise ValueError(f"linear kernel {how.kind!r}: expected rows, pipelined, persistent or cublas")
     return None
 
 
-def _launch_packed(how: Linear, x: torch.Tensor, w: PackedMatrix, out: torch.Tensor, **form: Any) -> None:
+def _tiles(how: Linear, device: torch.device) -> Tiles:
     if how.kind == "rows":
-        return launch_packed(w.kind, w.parts, x, out, block_n=how.block_n, block_k=how.block_k, warps=how.warps, **form)
+        return Tiles(how.block_n, how.block_k, warps=how.warps)
     if how.kind == "persistent":
-        programs = multiprocessors(x.device) * how.stages
-        return launch_packed(w.kind, w.parts, x, out, block_n=how.block_n, programs=programs, warps=how.warps, **form)
+        return Tiles(how.block_n, programs=multiprocessors(device) * how.stages, warps=how.warps)
     raise ValueError(f"linear kernel {how.kind!r} for packed weights: expected rows, persistent or cublas")
 
 
-def _library_linear(
-    x: torch.Tensor,
-    w: Matrix,
-    out: torch.Tensor,
-    *,
-    norm: torch.Tensor | None,
-    eps: float,
-    bias: torch.Tensor | None,
-    gated: bool,
-    residual: bool,
-    pdl: bool,
-) -> None:
+def _library_linear(x: torch.Tensor, w: Matrix, out: torch.Tensor, form: Form) -> None:
     """The same by the library's matrix product, with norm and gate in kernels of their own around it."""
+    norm, pdl = form.norm, form.pdl
     if norm is not None:
         normed = torch.empty(x.shape, dtype=norm.dtype, device=x.device)
         _kernels_linear.normalise[(x.shape[0],)](
-            x, norm, normed, eps, K=x.shape[1], BLOCK_K=_power_of_two(x.shape[1]), PDL=pdl, num_warps=8, **dependent(pdl)
+            x, norm, normed, form.eps, K=x.shape[1], BLOCK_K=_power_of_two(x.shape[1]), PDL=pdl, num_warps=8, **dependent(pdl)
         )
         x = normed
-    if bias is None and not gated and not residual and isinstance(w, torch.Tensor) and out.dtype == w.dtype:
+    if form.bias is None and not form.gated and not form.residual and isinstance(w, torch.Tensor) and out.dtype == w.dtype:
         torch.mm(x, w.t(), out=out)
         return
-    y = multiply(x, w, bias)
-    if gated:
+    y = multiply(x, w, form.bias)
+    if form.gated:
         grid = (-(-out.shape[1] // _GATE_BLOCK), out.shape[0])
         _kernels_linear.gate[grid](y, out, out.shape[1], BLOCK_N=_GATE_BLOCK, PDL=pdl, **dependent(pdl))
-    elif residual:
+    elif form.residual:
         out.add_(y)
     else:
         out.copy_(y)

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 
 from stagebench.engines import _kernels_decode
-from stagebench.engines._launch import Linear, dependent, launch_linear, multiprocessors
+from stagebench.engines._launch import Form, Linear, dependent, launch_linear, multiprocessors
 from stagebench.engines._state import EOS_SLOTS, StepState
 from stagebench.engines._weights import Weights
 from stagebench.models._packed import Int4Linear, Int8Linear, Nf4Linear, PackedLinear
@@ -122,11 +122,13 @@ class TritonStep:
         config, eps, pdl = self.config, self.weights.eps, self.config.pdl
         for index in which:
             layer = self.weights.layers[index]
-            launch_linear(config.qkv, self.hidden, layer.qkv, self._qkv, norm=layer.norm_in, eps=eps, bias=layer.qkv_bias, pdl=pdl)
+            launch_linear(config.qkv, self.hidden, layer.qkv, self._qkv, Form(norm=layer.norm_in, eps=eps, bias=layer.qkv_bias, pdl=pdl))
             self.attend(index)
-            launch_linear(config.out, self._mixed, layer.out, self.hidden, residual=True, pdl=pdl)
-            launch_linear(config.gate_up, self.hidden, layer.gate_up, self._active, norm=layer.norm_post, eps=eps, gated=True, pdl=pdl)
-            launch_linear(config.down, self._active, layer.down, self.hidden, residual=True, pdl=pdl)
+            launch_linear(config.out, self._mixed, layer.out, self.hidden, Form(residual=True, pdl=pdl))
+            launch_linear(
+                config.gate_up, self.hidden, layer.gate_up, self._active, Form(norm=layer.norm_post, eps=eps, gated=True, pdl=pdl)
+            )
+            launch_linear(config.down, self._active, layer.down, self.hidden, Form(residual=True, pdl=pdl))
 
     def attend(self, index: int) -> None:
         w, state, config = self.weights, self.state, self.config
@@ -158,7 +160,7 @@ class TritonStep:
     def finish(self) -> None:
         """Final norm, head, choice, and the next token's embedding."""
         w, config = self.weights, self.config
-        launch_linear(config.head, self.hidden, w.head, self.logits, norm=w.norm, eps=w.eps, pdl=config.pdl)
+        launch_linear(config.head, self.hidden, w.head, self.logits, Form(norm=w.norm, eps=w.eps, pdl=config.pdl))
         if self._choose is None:
             self.select()
         else:
