@@ -16,7 +16,7 @@ from stagebench.models.base import Adapter
 from stagebench.models.ties import first_divergence
 from stagebench.rows import Code
 from stagebench.session.order import Task
-from stagebench.session.run import FrameLoader
+from stagebench.session.run import FrameLoader, failure, recover
 from stagebench.session.validity import Finding
 
 __all__ = ["BEYOND", "check_divergences"]
@@ -46,9 +46,9 @@ def check_divergences(
     failed: list[str] = []
     findings: list[Finding] = []
     for (sample, length), (ours, plain) in sorted(_parted(rows).items())[:JUDGED]:
-        found, failure = _tried(adapter, loader, by_key[sample], ours, plain)
-        if failure is not None:
-            failed.append(f"{sample} at length {length} ({failure})")
+        found, why = _tried(adapter, loader, by_key[sample], ours, plain)
+        if why is not None:
+            failed.append(f"{sample} at length {length} ({why})")
         elif found is not None and found.gap > BEYOND * found.bound:
             text = f"tokens of {sample} at length {length} differ without instrumentation, and rounding does not explain it: {found}"
             findings.append(Finding(Code.INVALID_PLAIN_DIFFERS, text))
@@ -65,11 +65,10 @@ def _tried(adapter: Adapter, loader: FrameLoader, task: Task, ours: Sequence[int
         return _first(adapter, loader, task, ours, plain), None
     except Exception as error:  # out of memory, a path of the adapter that nothing else takes, a lost device: no row depends on it
         log.warning("%s: its divergence cannot be judged: %s", task.sample, error, exc_info=log.isEnabledFor(logging.DEBUG))
-        failure = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        full = isinstance(error, torch.OutOfMemoryError)
-    if full and adapter.device.type == "cuda":  # outside the handler, whose traceback keeps the failed forward's tensors
-        torch.cuda.empty_cache()
-    return None, failure
+        why, full = failure(error), isinstance(error, torch.OutOfMemoryError)
+    if full:
+        recover(str(adapter.device))
+    return None, why
 
 
 def _parted(rows: Sequence[Mapping[str, Any]]) -> dict[tuple[str, str], tuple[list[int], list[int]]]:

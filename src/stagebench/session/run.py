@@ -21,7 +21,7 @@ from stagebench.session.order import Task
 from stagebench.session.prefetch import Ahead
 from stagebench.stages import StageClock, StageTimes
 
-__all__ = ["ClockFactory", "DeviceLostError", "FrameLoader", "Run", "Subject", "explain", "run_once"]
+__all__ = ["ClockFactory", "DeviceLostError", "FrameLoader", "Run", "Subject", "explain", "failure", "recover", "run_once"]
 
 log = logging.getLogger(__name__)
 
@@ -147,11 +147,11 @@ def run_once(
             ) from error
         else:
             log.warning("%s: %s", tasks[0].sample, _one_line(error), exc_info=log.isEnabledFor(logging.DEBUG))
-            status, reason = Status.ERROR, f"{type(error).__name__}: {_one_line(error)}"
+            status, reason = Status.ERROR, failure(error)
     # outside the handlers: a live traceback would keep the failed run's tensors
     seen = _Seen()
     if status is Status.OOM:
-        _recover(subject.device)
+        recover(subject.device)
     return Run(status, reason)
 
 
@@ -213,12 +213,12 @@ def _captures(subject: Subject) -> int:
 
 def explain(device: str, error: Exception) -> str:
     """A failure outside a run in one line, memory given back. Raises DeviceLostError when the device is gone."""
-    reason = f"{type(error).__name__}: {_one_line(error)}"
+    reason = failure(error)
     if isinstance(error, DeviceLostError):
         raise error
     if not _out_of_memory(error) and _device_lost(error):
         raise DeviceLostError(f"{device}: {reason}. The job ends here and goes on from its journal when it is run again.") from error
-    _recover(device)
+    recover(device)
     return reason
 
 
@@ -240,8 +240,16 @@ def _result(status: Status, reason: str | None, times: StageTimes, seen: _Seen, 
     )
 
 
-def _recover(device: str) -> None:
-    """Give the failed run's memory back, so that the next sample finds the device as this one did."""
+def failure(error: BaseException) -> str:
+    """Its kind and what it says, in one line."""
+    return f"{type(error).__name__}: {_one_line(error)}"
+
+
+def recover(device: str) -> None:
+    """Give the failed run's memory back, so that the next sample finds the device as this one did.
+
+    Outside the handler where that can be: a live traceback keeps the run's tensors.
+    """
     gc.collect()
     if device.startswith("cuda"):
         torch.cuda.empty_cache()
