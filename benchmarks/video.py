@@ -273,7 +273,8 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             continue
     if shutil.which("ffmpeg"):
-        found["ffmpeg program"] = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=True).stdout.split()[2]
+        words = subprocess.run(["ffmpeg", "-version"], capture_output=True, text=True, check=False).stdout.split()
+        found["ffmpeg program"] = words[2] if len(words) > 2 else "does not start"
     return found
 
 

@@ -1,5 +1,6 @@
 """The MP4 reader against a full decode: real clips, and a corpus of odd files whose frames carry their numbers."""
 
+import gc
 import multiprocessing
 import shutil
 import subprocess
@@ -282,6 +283,20 @@ def _open_files() -> int:
     if not Path("/proc/self/fd").exists():
         pytest.skip("no /proc to count open files in")
     return len(list(Path("/proc/self/fd").iterdir()))
+
+
+@pytest.mark.parametrize("name", ["b_frames.mp4", "mpeg_ts.ts", "turned_90.mp4"])
+def test_decoded_frames_are_let_go_of_without_the_collector(made: Path, name: str) -> None:
+    """In a cycle, each clip's decoder memory would stay until the collector comes by, and the next clip pay for fresh pages."""
+    path = _make(next(odd for odd in corpus.ODD if odd.name == name), made)
+    gc.collect()
+    gc.disable()
+    try:
+        assert read_frames(path, 4).pixels.size
+        left = [found for found in gc.get_objects() if isinstance(found, av.VideoFrame | av.Packet | av.CodecContext)]
+    finally:
+        gc.enable()
+    assert left == []
 
 
 def test_threads_read_the_same(made: Path) -> None:
