@@ -12,7 +12,6 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +22,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from stagebench.errors import ChecksumError, SourceError, StoreError
+from stagebench.sources.events import Events
 from stagebench.store import ClipRow, HostBuffer, Shard, ShardWriter
 from stagebench.store._format import pack_codes, unpack_codes
 from stagebench.store._trees import decode
@@ -42,20 +42,10 @@ def write(path: Path, frames: dict[str, np.ndarray | list[np.ndarray]], codec: s
     return path
 
 
-@dataclass(frozen=True)
-class FakeEvents:
-    x: np.ndarray
-    y: np.ndarray
-    p: np.ndarray
-    t: np.ndarray
-    t_dtype: str = "<i8"
-    p_coding: str = "uint8"
-
-
-def events(n: int, seed: int = 0, t0: int = 51_800_000_000, step: int = 20) -> FakeEvents:
+def events(n: int, seed: int = 0, t0: int = 51_800_000_000, step: int = 20) -> Events:
     rng = np.random.default_rng(seed)
     t = t0 + np.cumsum(rng.integers(0, step, n))
-    return FakeEvents(
+    return Events(
         rng.integers(0, 640, n).astype(np.uint16), rng.integers(0, 480, n).astype(np.uint16), rng.integers(0, 2, n).astype(np.uint8), t
     )
 
@@ -173,10 +163,10 @@ def test_event_frames_and_grids(tmp_path: Path) -> None:
 )
 def test_raw_events_come_back_exactly(tmp_path: Path, t: np.ndarray) -> None:
     base = events(len(t))
-    given_events = FakeEvents(base.x, base.y, base.p, t, "<u2", "int8_pm1")
+    given_events = Events(base.x, base.y, base.p, t, "<u2", "int8_pm1")
     with ShardWriter(tmp_path / "a.parquet", "events", CLIP_SPEC) as writer:
         writer.add(ClipRow.failed("z", "d", "gone"))
-        writer.add(ClipRow.from_events("a", "d", given_events))  # type: ignore[arg-type]
+        writer.add(ClipRow.from_events("a", "d", given_events))
     with Shard.open(tmp_path / "a.parquet") as shard:
         got = shard.events("a")
     for name in "xypt":
@@ -186,16 +176,14 @@ def test_raw_events_come_back_exactly(tmp_path: Path, t: np.ndarray) -> None:
 
 
 def test_extreme_coordinates(tmp_path: Path) -> None:
-    given_events = FakeEvents(
-        np.array([65535, 0], np.uint16), np.array([32767, 0], np.uint16), np.array([1, 0], np.uint8), np.array([1, 2])
-    )
+    given_events = Events(np.array([65535, 0], np.uint16), np.array([32767, 0], np.uint16), np.array([1, 0], np.uint8), np.array([1, 2]))
     with ShardWriter(tmp_path / "a.parquet", "events", CLIP_SPEC) as writer:
-        writer.add(ClipRow.from_events("a", "d", given_events))  # type: ignore[arg-type]
+        writer.add(ClipRow.from_events("a", "d", given_events))
     with Shard.open(tmp_path / "a.parquet") as shard:
         np.testing.assert_array_equal(shard.events("a").x, [65535, 0])
         np.testing.assert_array_equal(shard.events("a").y, [32767, 0])
     with pytest.raises(SourceError, match="32767"):
-        ClipRow.from_events("a", "d", FakeEvents(given_events.x, given_events.y + 1, given_events.p, given_events.t))  # type: ignore[arg-type]
+        ClipRow.from_events("a", "d", Events(given_events.x, given_events.y + 1, given_events.p, given_events.t))
 
 
 def _shards(folder: Path) -> dict[str, Path]:
@@ -204,7 +192,7 @@ def _shards(folder: Path) -> dict[str, Path]:
     made["events"] = folder / "events.parquet"
     with ShardWriter(made["events"], "events", CLIP_SPEC) as writer:
         for i in range(3):
-            writer.add(ClipRow.from_events(f"seq/{i}", "d", events(400, i)))  # type: ignore[arg-type]
+            writer.add(ClipRow.from_events(f"seq/{i}", "d", events(400, i)))
         writer.add(ClipRow.failed("seq/bad", "d", "zero events"))
     return made
 
@@ -280,7 +268,7 @@ def test_wrong_shape_or_type_is_refused_expected_against_found(tmp_path: Path, f
         import stagebench.store._encode as module
 
         def wrong(kind: str, **how: object) -> pa.Schema:
-            made = real(kind, **how)  # type: ignore[arg-type]
+            made = real(kind, **how)
             return made.set(made.get_field_index("height"), pa.field("height", pa.float32()))
 
         real = module.schema
@@ -386,7 +374,7 @@ def test_rows_that_do_not_belong_are_refused(tmp_path: Path) -> None:
         with pytest.raises(StoreError, match="is there already"):
             writer.add(ClipRow.from_frames("a", "d", pixels(1)))
         with pytest.raises(StoreError, match="holds events"):
-            writer.add(ClipRow.from_events("b", "d", events(3)))  # type: ignore[arg-type]
+            writer.add(ClipRow.from_events("b", "d", events(3)))
     with pytest.raises(StoreError, match="float64"):
         ClipRow.from_frames("a", "d", pixels(1).astype(np.float64))
     with pytest.raises(StoreError, match="codec 'gzip'"):
@@ -403,7 +391,7 @@ def _kinds() -> dict[str, tuple[str, str, list[ClipRow]]]:
     same = [ClipRow.from_frames(f"c{i}", "d", pixels(i), pts=range(3), indices=range(3)) for i in range(6)]
     mixed = [ClipRow.from_frames(f"c{i}", "d", pixels(i, height=12 + i // 2)) for i in range(6)]
     failed = [ClipRow.failed(f"f{i}", "d", "no video stream") for i in range(3)]
-    raw: list[ClipRow] = [ClipRow.from_events(f"c{i}", "d", events(300_000 * i, i)) for i in range(3)]  # type: ignore[arg-type]
+    raw: list[ClipRow] = [ClipRow.from_events(f"c{i}", "d", events(300_000 * i, i)) for i in range(3)]
     codes = [ClipRow.from_codes(f"c{i}", "d", [np.full((9, 9), i, np.uint8)], t0=5, t1=9, n_events=3) for i in range(3)]
     return {
         "same": ("frames", "none", same),

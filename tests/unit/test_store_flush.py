@@ -32,16 +32,24 @@ def test_flushes_beside_the_writing_and_leaves_no_thread(tmp_path: Path, monkeyp
         assert len(shard.clips) == 6
 
 
-def test_a_write_lost_behind_the_writers_back_fails_the_shard(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The kernel reports it to one fsync of a file only: the last one would succeed."""
+@pytest.fixture
+def failed(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Every flush says that a write was lost; set once one has."""
     failed = threading.Event()
 
     def lost(fd: int) -> None:
         failed.set()
         raise OSError(errno.EIO, os.strerror(errno.EIO))
 
-    monkeypatch.setattr(_flush, "_STEP", 5000)
     monkeypatch.setattr(_flush.os, "fdatasync", lost)
+    return failed
+
+
+def test_a_write_lost_behind_the_writers_back_fails_the_shard(
+    tmp_path: Path, failed: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel reports it to one fsync of a file only: the last one would succeed."""
+    monkeypatch.setattr(_flush, "_STEP", 5000)
     with pytest.raises(StoreError, match="Input/output error"), ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
         for row in rows():
             writer.add(row)
@@ -59,16 +67,11 @@ def test_an_exception_ends_the_thread_too(tmp_path: Path, monkeypatch: pytest.Mo
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_lost_write_of_a_file_that_is_written_again_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_lost_write_of_a_file_that_is_written_again_leaves_nothing(
+    tmp_path: Path, failed: threading.Event, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A clip of another size begins a second file; the first one's error must not keep it and its descriptor."""
-    failed = threading.Event()
-
-    def lost(fd: int) -> None:
-        failed.set()
-        raise OSError(errno.EIO, os.strerror(errno.EIO))
-
     monkeypatch.setattr(_flush, "_STEP", 1)
-    monkeypatch.setattr(_flush.os, "fdatasync", lost)
     open_before = len(list(Path("/proc/self/fd").iterdir()))
     with pytest.raises(StoreError, match="Input/output error"), ShardWriter(tmp_path / "a.parquet", "frames", {}) as writer:
         writer.add(rows(1)[0])

@@ -7,7 +7,17 @@ from collections.abc import Sequence
 
 import numpy as np
 
-__all__ = ["FRAMES_AS", "GRID_COLUMNS", "arrange", "frame_grid", "llava_prompt", "pad_to_square", "video_llava_prompt"]
+__all__ = [
+    "FRAMES_AS",
+    "GRID_COLUMNS",
+    "arrange",
+    "frame_grid",
+    "grid_cells",
+    "llava_prompt",
+    "pad_to_square",
+    "square_middle",
+    "video_llava_prompt",
+]
 
 FRAMES_AS = ("grid", "images", "first", "video")
 GRID_COLUMNS = 4
@@ -25,24 +35,37 @@ def frame_grid(frames: Sequence[np.ndarray], columns: int = GRID_COLUMNS) -> np.
 
     Cells are as large as the largest frame; what a frame does not fill is black.
     """
-    height, width = (max(frame.shape[axis] for frame in frames) for axis in (0, 1))
-    columns = min(columns, len(frames))
-    grid = np.zeros((math.ceil(len(frames) / columns) * height, columns * width, 3), np.uint8)
-    for i, frame in enumerate(frames):
-        top, left = i // columns * height, i % columns * width
-        grid[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+    size, cells = grid_cells([frame.shape for frame in frames], columns)
+    grid = np.zeros((*size, 3), np.uint8)
+    for frame, cell in zip(frames, cells, strict=True):
+        grid[cell] = frame
     return grid
+
+
+def grid_cells(shapes: Sequence[Sequence[int]], columns: int) -> tuple[tuple[int, int], list[tuple[slice, slice]]]:
+    """(H, W) of the grid of frames of these shapes (H, W, ...), and the rows and columns of each in it."""
+    height, width = (max(shape[axis] for shape in shapes) for axis in (0, 1))
+    columns = min(columns, len(shapes))
+    corners = [(i // columns * height, i % columns * width) for i in range(len(shapes))]
+    cells = [(slice(top, top + shape[0]), slice(left, left + shape[1])) for (top, left), shape in zip(corners, shapes, strict=True)]
+    return (math.ceil(len(shapes) / columns) * height, columns * width), cells
 
 
 def pad_to_square(image: np.ndarray, fill: Sequence[int]) -> np.ndarray:
     """uint8 [H, W, 3] -> [max, max, 3], the image in the middle of a plain colour: LLaVA-1.5's own setting (`image_aspect_ratio: pad`)."""
-    height, width = image.shape[:2]
-    edge = max(height, width)
+    edge, middle = square_middle(image.shape)
     square = np.empty((edge, edge, 3), np.uint8)
     square[:] = np.asarray(fill, np.uint8)
-    top, left = (edge - height) // 2, (edge - width) // 2
-    square[top : top + height, left : left + width] = image
+    square[middle] = image
     return square
+
+
+def square_middle(shape: Sequence[int]) -> tuple[int, tuple[slice, slice]]:
+    """Edge of the square around an image of this shape (H, W, ...), and the rows and columns of the image in it."""
+    height, width = shape[:2]
+    edge = max(height, width)
+    top, left = (edge - height) // 2, (edge - width) // 2
+    return edge, (slice(top, top + height), slice(left, left + width))
 
 
 def llava_prompt(frames_as: str) -> str:

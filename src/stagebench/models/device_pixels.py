@@ -7,7 +7,6 @@ Frames go to the device as uint8, a quarter of the bytes of the float32 pixels t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from functools import lru_cache
 from typing import Any
@@ -16,6 +15,7 @@ import numpy as np
 import torch
 
 from stagebench.errors import ModelError
+from stagebench.models._frames import grid_cells, square_middle
 
 __all__ = ["DevicePixels", "frame_grid", "pad_to_square", "resize_weights"]
 
@@ -77,24 +77,20 @@ def resize_weights(size: int, out: int) -> np.ndarray:
 
 def frame_grid(frames: Sequence[torch.Tensor], columns: int) -> torch.Tensor:
     """As `_frames.frame_grid`, on the device."""
-    height, width = (max(frame.shape[axis] for frame in frames) for axis in (0, 1))
-    columns = min(columns, len(frames))
-    grid = frames[0].new_zeros(math.ceil(len(frames) / columns) * height, columns * width, 3)
-    for i, frame in enumerate(frames):
-        top, left = i // columns * height, i % columns * width
-        grid[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
+    size, cells = grid_cells([frame.shape for frame in frames], columns)
+    grid = frames[0].new_zeros(*size, 3)
+    for frame, cell in zip(frames, cells, strict=True):
+        grid[cell] = frame
     return grid
 
 
 def pad_to_square(image: torch.Tensor, fill: Sequence[int]) -> torch.Tensor:
     """As `_frames.pad_to_square`, on the device."""
-    height, width = image.shape[:2]
-    edge = max(height, width)
+    edge, middle = square_middle(image.shape)
     square = torch.empty(edge, edge, 3, dtype=torch.uint8, device=image.device)
     for channel, level in enumerate(fill):
         square[..., channel].fill_(level)
-    top, left = (edge - height) // 2, (edge - width) // 2
-    square[top : top + height, left : left + width] = image
+    square[middle] = image
     return square
 
 

@@ -78,6 +78,12 @@ def _by_length(chart: Any, rows: list[dict[str, Any]]) -> Any:
     ).resolve_scale(x="independent")
 
 
+def _curves(rows: list[dict[str, Any]], x: alt.X, y: alt.Y, **line: Any) -> Any:
+    """A line a series."""
+    chart = alt.Chart(_data(rows)).mark_line(**line).encode(x=x, y=y, color=_series_colour(rows), strokeDash=_series_dash(rows))
+    return _by_length(chart.properties(width=520, height=160), rows)
+
+
 def _series_colour(rows: list[dict[str, Any]]) -> alt.Color:
     """A colour a series; beyond seven they begin again, and `_series_shape` or `_series_dash` tells those apart."""
     names = list(dict.fromkeys(row["series"] for row in rows))
@@ -150,18 +156,9 @@ def ecdf(study: Study) -> Any:
         rows += [{"series": name, "length": group.length, "ms": float(values[i]), "share": (i + 1) / n} for i in shown]
     if not rows:
         return None
-    chart = (
-        alt.Chart(_data(rows))
-        .mark_line(interpolate="step-after")
-        .encode(
-            x=alt.X("ms:Q", title="total (ms)", scale=alt.Scale(zero=False)),
-            y=alt.Y("share:Q", title="share of samples", scale=alt.Scale(domain=[0, 1])),
-            color=_series_colour(rows),
-            strokeDash=_series_dash(rows),
-        )
-        .properties(width=520, height=160)
-    )
-    return _by_length(chart, rows)
+    x = alt.X("ms:Q", title="total (ms)", scale=alt.Scale(zero=False))
+    y = alt.Y("share:Q", title="share of samples", scale=alt.Scale(domain=[0, 1]))
+    return _curves(rows, x, y, interpolate="step-after")
 
 
 def forest(study: Study) -> Any:
@@ -284,18 +281,8 @@ def inter_token(study: Study) -> Any:
     rows = study.token_gaps.to_dicts()
     if not rows:
         return None
-    chart = (
-        alt.Chart(_data(rows))
-        .mark_line()
-        .encode(
-            x=alt.X("position:Q", title="token"),
-            y=alt.Y("p50_ms:Q", title="ms between tokens", scale=alt.Scale(zero=False)),
-            color=_series_colour(rows),
-            strokeDash=_series_dash(rows),
-        )
-        .properties(width=520, height=160)
-    )
-    return _by_length(chart, rows)
+    y = alt.Y("p50_ms:Q", title="ms between tokens", scale=alt.Scale(zero=False))
+    return _curves(rows, alt.X("position:Q", title="token"), y)
 
 
 def load(study: Study) -> Any:
