@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from stagebench.config import Config, load_config
 from stagebench.rows import SCHEMA
 from stagebench.stages import STAGES, TTFT_STAGES
+from stagebench.tables import read_table
 
 BASE_MS = {"load": 2.0, "preprocess": 10.0, "h2d": 0.5, "encode": 8.0, "prefill": 30.0}
 PACE_MS = 20.0
@@ -228,3 +229,20 @@ def make_study(
     if shuffle is not None:
         np.random.default_rng(shuffle).shuffle(jobs)  # type: ignore[arg-type]
     return FakePlan(plan_config, jobs)
+
+
+def rewrite(results: Path, plan: FakePlan, number: int, *, job: Any = None, study: Any = None, machine: Any = None) -> Path:
+    """Write one job's file again, with other metadata."""
+    path = results / plan.jobs[number].path
+    write_rows(path, pq.read_table(path, partitioning=None).to_pylist(), job=job, study=study, machine=machine)
+    return path
+
+
+def table(results: Path, name: str) -> list[dict[str, Any]]:
+    """Rows of a merged study's table."""
+    return read_table(results / "tables" / f"{name}.parquet").frame.to_dicts()
+
+
+def stage(results: Path, model: str, length: str) -> dict[str, Any]:
+    """A model's row of the table of stages."""
+    return next(r for r in table(results, "stages") if r["model"] == model and r["length"] == length)

@@ -19,6 +19,7 @@ OUTPUTS = "tests/unit/faults/test_faults_outputs.py::"
 MACHINE = "tests/unit/faults/test_faults_machine.py::"
 SESSION = "tests/unit/test_session.py::"
 MERGE = "tests/unit/test_merge.py::"
+REFUSALS = "tests/unit/test_merge_refusals.py::"
 AXIS = "tests/unit/test_axis.py::"
 
 VALIDITY = [
@@ -75,13 +76,13 @@ VALIDITY = [
     Guard("anchors of one job", SRC + "session/job.py", "        if drift > bound:", "        if False:",
           TIMES + "test_an_anchor_that_drifts_marks_the_job"),
     Guard("anchors of pooled jobs", SRC + "merge/gather.py", "low > 0 and high / low - 1 > bound", "False",
-          MERGE + "test_refuses_gpu_jobs_whose_anchors_differ"),
+          REFUSALS + "test_refuses_gpu_jobs_whose_anchors_differ"),
     Guard("a resume needs the same machine", SRC + "session/job.py", '"machine": here["digest"], ', "",
           MACHINE + "test_a_resume_on_another_machine_starts_again_and_says_so"),
     Guard("studies are not pooled", SRC + "merge/gather.py", "        _refuse(file, str(known.path), difference(known.study, file.study))\n", "",
-          MERGE + "test_refuses_differing_study_fingerprints_and_shows_the_difference"),
+          REFUSALS + "test_refuses_differing_study_fingerprints_and_shows_the_difference"),
     Guard("machines are kept apart", SRC + "merge/gather.py", 'pl.lit(file.machine_label).alias("machine")', 'pl.lit("one").alias("machine")',
-          MERGE + "test_keeps_machines_apart"),
+          REFUSALS + "test_keeps_machines_apart"),
     Guard("ids end at EOS", SRC + "session/build.py", 'return "EOS stands before the end"', "return None",
           OUTPUTS + "test_ids_past_eos_are_invalid"),
     Guard("the encoder is counted", SRC + "session/build.py", "codes.append(Code.INVALID_ENCODER_CALLS)", "pass",

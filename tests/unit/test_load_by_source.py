@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
 
 import clip_study
-from factories import config, make_study
+from factories import config, make_study, table
 from stagebench.loading import open_loader
 from stagebench.merge import merge
 from stagebench.sources.video import read_frames
-from stagebench.tables import read_table
 
 MODELS = {"eventgpt": {}, "video_llava": {"factor": 2.0}}
-
-
-def table(results: Path, name: str) -> list[dict[str, Any]]:
-    return read_table(results / "tables" / f"{name}.parquet").frame.to_dicts()
 
 
 def study(results: Path, *sources: str) -> Path:
