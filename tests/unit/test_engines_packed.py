@@ -8,6 +8,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM, Qwen2Config, Qwen2ForCausalLM
 
+from linears import apart, in_float64
 from stagebench.engines import create
 from stagebench.engines._graphs import capture, garbage_kept
 from stagebench.engines._stepped import Unsupported, decoder_of
@@ -161,22 +162,12 @@ def test_packed_gemv_equals_float64(kind, n, k, form, how):
     before, out = torch.randn(1, n, device=DEVICE), torch.full((1, n), float("nan"), device=DEVICE)
     if form == "residual":
         out.copy_(before)
-    normed = form in ("norm", "gated")
+    norm = norm if form in ("norm", "gated") else None
+    gated, residual = form == "gated", form == "residual"
     pdl = DEVICE.type == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
-    around = Form(norm=norm if normed else None, eps=1e-5, bias=bias, gated=form == "gated", residual=form == "residual", pdl=pdl)
-    launch_linear(Linear(*how), x, w, out, around)
-    given = x.double()
-    if normed:
-        given = given / (given.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
-    want = given @ kind.unpack(*w.parts).double().T
-    if form == "gated":
-        gate, up = want.chunk(2, -1)
-        want = torch.nn.functional.silu(gate) * up
-    if form == "residual":
-        want = want + before.double()
-    if bias is not None:
-        want = want + bias.double()
-    assert float((out.double() - want).norm() / want.norm()) < 2e-5
+    launch_linear(Linear(*how), x, w, out, Form(norm=norm, eps=1e-5, bias=bias, gated=gated, residual=residual, pdl=pdl))
+    want = in_float64(x, kind.unpack(*w.parts), norm=norm, bias=bias, gated=gated, onto=before if residual else None)
+    assert apart(out, want) < 2e-5
 
 
 @kernels

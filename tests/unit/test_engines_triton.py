@@ -10,6 +10,7 @@ pytest.importorskip("triton", reason="triton is not installed")
 if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("no CUDA device, and TRITON_INTERPRET is not 1", allow_module_level=True)
 
+from linears import apart, in_float64
 from stagebench.engines._launch import Form, Linear, launch_linear
 from stagebench.engines._reference_step import ReferenceStep
 from stagebench.engines._state import StepState, choose
@@ -22,10 +23,6 @@ pytestmark = [] if os.environ.get("TRITON_INTERPRET") == "1" else [pytest.mark.g
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 PDL = DEVICE.type == "cuda" and torch.cuda.get_device_capability() >= (9, 0)
 KINDS = [Linear("rows", 4, 64, 4), Linear("rows", 2, 32, 2), Linear("pipelined", 4, 32, 4, 3), Linear("persistent", 2, 0, 4, 2)]
-
-
-def _relative(got: torch.Tensor, want: torch.Tensor) -> float:
-    return float((got.double() - want.double()).norm() / want.double().norm())
 
 
 @pytest.mark.parametrize("how", KINDS, ids=str)
@@ -41,21 +38,11 @@ def test_gemv_equals_float64(how: Linear, n: int, k: int, form: str) -> None:
     before = torch.randn(1, n, device=DEVICE)
     if form == "residual":
         out.copy_(before)
-    normed = form in ("norm", "gated")
-    around = Form(norm=norm if normed else None, eps=1e-5, bias=bias, gated=form == "gated", residual=form == "residual", pdl=PDL)
-    launch_linear(how, x, w, out, around)
-    given = x.double()
-    if normed:
-        given = given / (given.pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
-    want = given @ w.double().T
-    if form == "gated":
-        gate, up = want.chunk(2, -1)
-        want = torch.nn.functional.silu(gate) * up
-    if form == "residual":
-        want = want + before.double()
-    if bias is not None:
-        want = want + bias.double()
-    assert _relative(out, want) < 1e-5
+    norm = norm if form in ("norm", "gated") else None
+    gated, residual = form == "gated", form == "residual"
+    launch_linear(how, x, w, out, Form(norm=norm, eps=1e-5, bias=bias, gated=gated, residual=residual, pdl=PDL))
+    want = in_float64(x, w, norm=norm, bias=bias, gated=gated, onto=before if residual else None)
+    assert apart(out, want) < 1e-5
 
 
 @pytest.mark.parametrize("batch", [1, 3, 17])
@@ -65,9 +52,7 @@ def test_library_product_with_our_norm_and_gate_equals_float64(batch: int) -> No
     x, w, norm = torch.randn(batch, k, device=DEVICE), torch.randn(2 * n, k, device=DEVICE), torch.rand(k, device=DEVICE)
     out = torch.full((batch, n), float("nan"), device=DEVICE)
     launch_linear(Linear("cublas"), x, w, out, Form(norm=norm, eps=1e-5, gated=True, pdl=PDL))
-    given = x.double() / (x.double().pow(2).mean(-1, keepdim=True) + 1e-5).sqrt() * norm.double()
-    gate, up = (given @ w.double().T).chunk(2, -1)
-    assert _relative(out, torch.nn.functional.silu(gate) * up) < 1e-5
+    assert apart(out, in_float64(x, w, norm=norm, gated=True)) < 1e-5
 
 
 @pytest.mark.parametrize(("batch", "heads", "groups"), [(1, 4, 4), (3, 4, 2)])
@@ -117,7 +102,7 @@ def test_steps_equal_the_reference(batch: int, heads: int, groups: int, splits: 
         for step in steps:
             step.layers(range(2))
             step.finish()
-        assert _relative(steps[1].logits, steps[0].logits) < 1e-5
+        assert apart(steps[1].logits, steps[0].logits) < 1e-5
     for name in ("ids", "count", "slot", "positions", "done", "bad", "token"):
         assert torch.equal(getattr(states[0], name), getattr(states[1], name)), name
     for layer in range(2):
