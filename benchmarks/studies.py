@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gc
 import logging
+import re
 import sys
 import time
 from pathlib import Path
@@ -31,8 +32,8 @@ def clean() -> None:
         torch.cuda.empty_cache()
 
 
-def study(configfile: Path, results: Path, cache: Path, budget: float, skip_verify: bool) -> list[str]:
-    """Run one; what went wrong or was left over."""
+def study(configfile: Path, results: Path, cache: Path, budget: float, skip_verify: bool, only: re.Pattern[str]) -> list[str]:
+    """Run one, of its timing jobs those whose paths match; what went wrong or was left over."""
     from stagebench.config import load_config
     from stagebench.extract import extract_shard
     from stagebench.merge import merge
@@ -62,7 +63,7 @@ def study(configfile: Path, results: Path, cache: Path, budget: float, skip_veri
     say(f"{config.study}: verified")
     for job in plan.jobs:
         output = results / job.path
-        if output.exists() and _stands(output, plan.timing_fingerprint(job)):
+        if not only.search(job.path) or (output.exists() and _stands(output, plan.timing_fingerprint(job))):
             continue
         if time.perf_counter() - BEGAN > budget:
             wrong.append(f"{config.study}: out of time before {job.path}")
@@ -122,6 +123,7 @@ def main() -> None:
         "--table", action="store_true", help="only print medians of the studies whose results folders are given as configfiles"
     )
     parser.add_argument("--skip-verify", action="store_true")
+    parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the paths of timing jobs")
     parser.add_argument("--memory-gb", type=float, help="as if the device had only this much memory: to see out-of-memory rows")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -135,7 +137,7 @@ def main() -> None:
     wrong = [
         w
         for path in arguments.configfiles
-        for w in study(path, arguments.results, arguments.cache, arguments.budget, arguments.skip_verify)
+        for w in study(path, arguments.results, arguments.cache, arguments.budget, arguments.skip_verify, arguments.only)
     ]
     for each in wrong:
         say(f"WRONG {each}")
