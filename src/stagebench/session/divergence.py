@@ -24,7 +24,7 @@ __all__ = ["BEYOND", "check_divergences"]
 log = logging.getLogger(__name__)
 
 JUDGED = 8
-"""Samples that are looked at: each costs an encode and one forward over its prompt."""
+"""Samples that are looked at: each costs an encode and a decode of the common text, eight of them where the first finds no tie."""
 
 BEYOND = 2.5
 """Times the bound of a tie (models/ties.py) by which the two tokens' logits must be apart. Rounding adds up over the tokens before, and
