@@ -14,6 +14,7 @@ import numpy as np
 
 from stagebench.errors import CorruptClipError
 from stagebench.sources._bitstream import Doubt, survey
+from stagebench.sources._memory import empty
 from stagebench.sources._pixels import Converter
 from stagebench.sources._request import Request, Video, words
 from stagebench.sources.frames import Frames
@@ -64,7 +65,7 @@ def read(request: Request) -> Frames:
                 continue
             rgb = converter.convert(frame)
             if pixels is None:
-                pixels = np.empty((request.count, *rgb.shape), np.uint8)
+                pixels = empty((request.count, *rgb.shape))
             for place in wanted:
                 pixels[place] = rgb
             del rgb  # else the graph needs a second buffer, and its page faults, for the next frame

@@ -13,6 +13,7 @@ import av.error
 import numpy as np
 
 from stagebench.errors import TruncatedClipError
+from stagebench.sources._memory import empty
 from stagebench.sources._pixels import Converter
 from stagebench.sources._request import Request, Video, words
 from stagebench.sources.frames import Frames, pick
@@ -55,7 +56,7 @@ def _attempt(request: Request, video: Video, packets: list[Packet], guess: int |
         for place in places.get(total, ()):
             rgb = converter.convert(frame)
             if pixels is None:
-                pixels = np.empty((request.count, *rgb.shape), np.uint8)
+                pixels = empty((request.count, *rgb.shape))
             pixels[place] = rgb
             del rgb
             pts[place] = frame.pts if frame.pts is not None else total

@@ -58,7 +58,8 @@ def read_frames(
 
     `rotation`: apply turns and mirrors frames as the file's display matrix says (so do players), ignore leaves them as
     coded, refuse raises. `.pts` are in the stream's time base; `.available` counts the clip's decodable frames, never what
-    a header claims. One thread; no state is kept between calls; safe in threads and in processes.
+    a header claims. One thread; safe in threads and in processes. Nothing is kept between calls but memory: arrays above 32 MB that
+    nobody holds any more are used again.
 
     Raises a SourceError, which names the file, what was found and what to do: NoVideoError (missing, empty, no video stream,
     no frame), ShortClipError, TruncatedClipError, CorruptClipError (does not open, or a frame does not decode cleanly),
