@@ -184,7 +184,9 @@ def dry_run(folder: Path, *, records: bool) -> None:
 
 def _merged() -> list[str]:
     tables = [
-        f"tables/{t}.{s}" for t in ("stages", "comparison", "load", "optimisations", "failures") for s in ("csv", "md", "tex", "parquet")
+        f"tables/{t}.{s}"
+        for t in ("stages", "comparison", "axis", "load", "optimisations", "failures")
+        for s in ("csv", "md", "tex", "parquet")
     ]
     return ["timings.parquet", "summary.json", "legacy_results.json", *tables]
 

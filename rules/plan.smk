@@ -19,7 +19,10 @@ PLAN_FILE = Path(config["paths"]["results"]) / "plan.json"
 
 if workflow.is_main_process:
     PLAN = build_plan(
-        CONFIG, Path(config["paths"]["cache"]), progress=log_progress("hashed")
+        CONFIG,
+        Path(config["paths"]["cache"]),
+        earlier=PLAN_FILE,
+        progress=log_progress("hashed"),
     )
     # The graph that is made from it stays, too; looking through it for garbage took a tenth of a dry run of 11,000 jobs.
     gc.set_threshold(100_000, 20, 20)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import logging
 import os
 import stat
 import time
-from collections.abc import Callable, Iterable, Mapping
+from array import array
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from typing import NamedTuple
 
@@ -17,7 +22,7 @@ from filelock import FileLock, Timeout
 from stagebench.errors import PlanError
 from stagebench.files import whole_file
 
-__all__ = ["MISSING", "UNREADABLE", "DigestIndex", "Progress", "combine"]
+__all__ = ["MISSING", "UNREADABLE", "DigestIndex", "Look", "Progress", "combine", "stamps"]
 
 log = logging.getLogger(__name__)
 
@@ -44,11 +49,51 @@ class _Stamp(NamedTuple):
     ctime_ns: int
 
 
+@dataclass(frozen=True)
+class Look:
+    """What one call of `DigestIndex.digests` saw: as long as `stamps` gives the same for these paths, so would the call."""
+
+    name: str
+    root: Path
+    paths: Sequence[str]
+    links: Mapping[str, str]
+    """As they were given."""
+    stamps: str | None
+    """None where that does not follow: a file was too young, changed meanwhile, or could not be read."""
+
+
+class _Seen:
+    """Sizes and times of files in the order of the look, and what is no file: folders with what is in them, missing paths."""
+
+    def __init__(self) -> None:
+        self.numbers = array("q")
+        self.others: list[tuple[str, str | dict[str, str]]] = []
+        self.sure = True
+
+    def add(self, path: str, found: _Stamp | str | dict[str, str]) -> None:
+        if isinstance(found, _Stamp):
+            self.numbers.extend(found[1:])
+            return
+        self.others.append((path, found))
+        if found == UNREADABLE:  # may be readable next time without a trace in its times
+            self.sure = False
+
+    def digest(self) -> str | None:
+        """None when what was seen is no evidence."""
+        if not self.sure:
+            return None
+        whole = hashlib.blake2b(json.dumps(self.others).encode(), digest_size=16)
+        whole.update(self.numbers)
+        return whole.hexdigest()
+
+
 class DigestIndex:
     """The digests in one Parquet file. Held open by one planner at a time."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.looks: list[Look] = []
+        """What was seen since it was opened, in the order of the calls."""
         self._known: dict[_Stamp, str] = {}
         self._seen: dict[_Stamp, int] = {}
         self._dirty = False
@@ -74,21 +119,37 @@ class DigestIndex:
         finally:
             self._lock.release()
 
-    def digests(self, name: str, root: Path, paths: Iterable[str], *, threads: int = 1, progress: Progress | None = None) -> dict[str, str]:
+    def digests(
+        self,
+        name: str,
+        root: Path,
+        paths: Iterable[str],
+        *,
+        links: Mapping[str, str] | None = None,
+        threads: int = 1,
+        progress: Progress | None = None,
+    ) -> dict[str, str]:
         """Digest of each path (a file, or a folder of files) relative to root; a missing or unreadable one has a digest that says so.
 
         name: the dataset's, so that two datasets with equal relative paths do not push each other out. Hidden files in folders are ignored.
+        links: where those of the paths lead that are links. A file is remembered by its name, and a link by this, too: led elsewhere it
+        has that file's size and times, which may well be the same.
         """
         wanted = dict.fromkeys(paths)
-        folders: dict[str, list[str]] = {}
+        links = links or {}
+        folders: dict[str, dict[str, str]] = {}
         digest: dict[str, str] = {}
         fresh: dict[str, _Stamp] = {}  # a file may be asked for by itself and in its folder
         today = int(time.time() // 86400)
+        seen = _Seen()
 
-        def look(path: str) -> list[str] | None:
-            """Settle a file's digest, or put it on the list of those to be read. A folder's paths."""
+        def look(path: str, leads: str | None) -> dict[str, str] | None:
+            """Settle a file's digest, or put it on the list of those to be read. A folder's paths, and where they lead."""
             found = _look(root, name, path)
+            seen.add(path, found)
             if isinstance(found, _Stamp):
+                if leads:
+                    found = found._replace(path=f"{found.path} -> {leads}")
                 if (known := self._known.get(found)) is None:
                     fresh[path] = found
                 else:
@@ -101,21 +162,24 @@ class DigestIndex:
             return None
 
         for path in wanted:
-            if (inside := look(path)) is not None:
+            if (inside := look(path, links.get(path))) is not None:
                 folders[path] = inside
-                for inner in inside:
-                    if look(inner) is not None:  # was a file a moment ago
+                for inner, leads in inside.items():
+                    if look(inner, leads) is not None:  # was a file a moment ago
                         digest[inner] = UNREADABLE
-        if fresh:
-            self._read(root, list(fresh.items()), digest, today, threads, progress)
+                        seen.sure = False
+        if fresh and not self._read(root, list(fresh.items()), digest, today, threads, progress):
+            seen.sure = False
+        self.looks.append(Look(name, root, tuple(wanted), links, seen.digest()))
         for folder, names in folders.items():
             digest[folder] = combine({inner: digest[inner] for inner in names}, strip=folder)
         return {path: digest[path] for path in wanted}
 
     def _read(
         self, root: Path, fresh: list[tuple[str, _Stamp]], digest: dict[str, str], today: int, threads: int, progress: Progress | None
-    ) -> None:
-        """Hash what is not known, and remember it."""
+    ) -> bool:
+        """Hash what is not known, and remember it. Whether all of it could be remembered."""
+        sure = True
         with ThreadPoolExecutor(max(1, threads)) as pool:
             for begin in range(0, len(fresh), BATCH):  # a pool takes all that it is given at once, in a future each
                 batch = fresh[begin : begin + BATCH]
@@ -124,8 +188,11 @@ class DigestIndex:
                     digest[path] = value
                     if settled:
                         self._known[stamp], self._seen[stamp], self._dirty = value, today, True
+                    else:
+                        sure = False
                     if progress is not None:
                         progress(done, len(fresh))
+        return sure
 
     def _load(self) -> None:
         import pyarrow as pa
@@ -159,6 +226,35 @@ class DigestIndex:
             log.warning("%s", error)
 
 
+_FIELDS = attrgetter("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")
+
+
+def stamps(root: Path, paths: Iterable[str]) -> str | None:
+    """A digest over sizes and times of these files, and over what is no file: equal to a `Look`'s as long as nothing has changed.
+
+    About 2 µs of CPU a file, most of it the system's. None where something cannot be read.
+    """
+    wanted = list(paths)
+    seen = _Seen()
+    try:
+        numbers = array("q", chain.from_iterable(map(_FIELDS, map(os.stat, [f"{root}/{path}" for path in wanted]))))
+        plain = all(map(stat.S_ISREG, set(numbers[::4])))
+    except (OSError, ValueError):
+        plain = False
+    if plain:
+        del numbers[::4]
+        seen.numbers = numbers
+        return seen.digest()
+    for path in wanted:
+        found = _look(root, "", path)
+        seen.add(path, found)
+        for inner in found if isinstance(found, dict) else ():
+            seen.add(inner, again := _look(root, "", inner))
+            if isinstance(again, dict):
+                return None
+    return seen.digest()
+
+
 def combine(digests: Mapping[str, str], *, strip: str = "") -> str:
     """One digest over names and contents, in the order of the names; `strip` is the folder that the names are taken relative to."""
     whole = hashlib.blake2b(digest_size=16)
@@ -168,8 +264,8 @@ def combine(digests: Mapping[str, str], *, strip: str = "") -> str:
     return whole.hexdigest()
 
 
-def _look(root: Path, name: str, path: str) -> _Stamp | str | list[str]:
-    """A file's stamp, the paths of a folder's files, or why there is neither."""
+def _look(root: Path, name: str, path: str) -> _Stamp | str | dict[str, str]:
+    """A file's stamp, the paths of a folder's files (sorted) and where those lead that are links, or why there is neither."""
     full = f"{root}/{path}"
     try:
         status = os.stat(full)  # noqa: PTH116  # pathlib takes four times as long, once for every file
@@ -177,7 +273,8 @@ def _look(root: Path, name: str, path: str) -> _Stamp | str | list[str]:
             return _Stamp(f"{name}/{path}", status.st_size, status.st_mtime_ns, status.st_ctime_ns)
         if stat.S_ISDIR(status.st_mode):
             with os.scandir(full) as entries:
-                return sorted(f"{path}/{e.name}" for e in entries if not e.name.startswith(".") and e.is_file())
+                inside = sorted((e.name, e.is_symlink()) for e in entries if not e.name.startswith(".") and e.is_file())
+            return {f"{path}/{inner}": os.path.realpath(f"{full}/{inner}") if link else "" for inner, link in inside}
     except FileNotFoundError:
         return MISSING
     except (OSError, ValueError):  # ValueError: a NUL in the path

@@ -137,7 +137,7 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
     from stagebench.verify import run_verify
 
     tell = progress or (lambda what, done, of, note: log.info("%s %d/%d %s", what, done, of, note))
-    plan = build_plan(config, cache, threads=threads)
+    plan = build_plan(config, cache, earlier=results / "plan.json", threads=threads)
     plan.write(results / "plan.json")
     pace = _Pace()
     extracted = timed = clips = samples = 0

@@ -15,29 +15,26 @@ An index is untrusted input: its size and nesting are bounded, and no path in it
 from __future__ import annotations
 
 import gc
+import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from stagebench.config import DatasetConfig
+from stagebench.dataset.guard import MAX_PATH_CHARS, PLAIN, clean_path, guard_links, resolve
 from stagebench.dataset.index import iterate_index, read_index, read_questions
-from stagebench.errors import ConfigError, DatasetError, UnsafePathError
+from stagebench.errors import ConfigError, DatasetError
 
-__all__ = ["Clip", "Dataset", "Sample", "load_dataset", "resolve"]
-
-MAX_PATH_CHARS = 1024
+__all__ = ["Clip", "Dataset", "Sample", "Source", "load_dataset", "read_source"]
 
 _FOLDERS = {"events": "event_npy", "mp4": "mp4", "frames": "video", "images": "event_image"}
 _H5 = (".h5", ".hdf5")
 _CAMERA = (".raw", ".dat", ".aedat4")
-# What the guard looks for in one pass: control characters (NUL among them), lone surrogates (bytes that are not UTF-8), backslashes.
-_BAD_CHARACTER = re.compile("[\x00-\x1f\x7f\ud800-\udfff\\\\]")
-# Fast acceptance of what nearly all indexes hold; anything else takes the slow, explaining way.
-_PLAIN = re.compile(r"(?:[A-Za-z0-9_][A-Za-z0-9_.+=@ -]*/)*[A-Za-z0-9_][A-Za-z0-9_.+=@ -]*")
 _EVENT_TAG = re.compile(r"<event>\n|\n<event>|<event>")
 _DIGITS = re.compile(r"(\d+)")
 
@@ -79,16 +76,44 @@ class Dataset:
     clips: Mapping[str, Clip]
     samples: tuple[Sample, ...]
     """Sorted by key."""
+    source: str = ""
+    """Digest of the text that this was read from: `Source.digest`."""
+    base: str = ""
+    """Where the root really lies."""
+    links: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Names of the links in each folder that holds any file of the index, by the folder's path below the root."""
+    linked: Mapping[str, str] = field(default_factory=dict)
+    """Where each file lies that is a link or is reached through one; both paths below the root."""
 
 
-def load_dataset(name: str, config: DatasetConfig) -> Dataset:
-    """Read, check and key the index of a dataset.
+@dataclass(frozen=True)
+class Source:
+    """The text that a dataset is made from, not looked into yet."""
 
-    Every path is guarded here; whether the files are there is found out when they are read (a missing file is a failed clip).
+    root: Path
+    base: str
+    """Where the root really lies."""
+    path: Path
+    """The index."""
+    text: str
+    queries: list[str] | None
+    """What is asked of every clip, or None: each entry's own question."""
 
-    Raises DatasetError for an index that is not what it should be, UnsafePathError for a path that leaves the root; both name the entry.
+    @cached_property
+    def digest(self) -> str:
+        """Digest of index and queries, by content."""
+        whole = blake2b(self.text.encode(), digest_size=16)
+        whole.update(json.dumps(self.queries).encode())
+        return whole.hexdigest()
+
+
+def read_source(name: str, config: DatasetConfig) -> Source:
+    """Read a dataset's index, and its list of questions where the configuration names one.
+
+    Raises DatasetError or ConfigError for what is not there, too large or no text, UnsafePathError for an index outside the root.
     """
     root = Path(config.root)
+    base = os.path.realpath(root)
     if not root.is_dir():
         raise DatasetError(
             f"datasets.{name}.root: no folder at {root.resolve()}. Set datasets.{name}.root to the folder that holds {config.index}."
@@ -103,13 +128,24 @@ def load_dataset(name: str, config: DatasetConfig) -> Dataset:
     elif config.questions_file is not None:
         queries = read_questions(Path(config.questions_file))
     path = resolve(root, config.index)
-    text = read_index(path)
+    return Source(root, base, path, read_index(path), queries)
+
+
+def load_dataset(name: str, config: DatasetConfig) -> Dataset:
+    """Read, check and key the index of a dataset.
+
+    Every path is guarded here; whether the files are there is found out when they are read (a missing file is a failed clip).
+
+    Raises DatasetError for an index that is not what it should be, UnsafePathError for a path that leaves the root; both name the entry.
+    """
+    source = read_source(name, config)
+    root, path = source.root, source.path
     # Millions of small objects, none of them garbage: the collector would walk them again and again (half of the time).
     collecting = gc.isenabled()
     gc.disable()
     try:
-        clips, samples = _read_entries(name, path, text, queries)
-        _guard_links(root, clips, path)
+        clips, samples = _read_entries(name, path, source.text, source.queries)
+        links, linked = guard_links(root, ((clip.key, clip.files) for clip in clips.values()), path)
     finally:
         if collecting:
             gc.enable()
@@ -120,52 +156,7 @@ def load_dataset(name: str, config: DatasetConfig) -> Dataset:
         ordered = ordered[: config.max_samples]
         wanted = {sample.clip for sample in ordered}
         clips = {key: clip for key, clip in clips.items() if key in wanted}
-    return Dataset(name=name, root=root, clips=clips, samples=tuple(ordered))
-
-
-def resolve(root: Path, relative: str) -> Path:
-    """The real path of a name in the index, guaranteed to lie below the root at the time of the call.
-
-    Raises UnsafePathError for an absolute path, `..`, NUL and other control characters, bytes that are not UTF-8, links out of the root.
-    """
-    clean = _clean(relative, str(root))
-    base = os.path.realpath(root)
-    real = os.path.realpath(f"{base}/{clean}")
-    if real != base and not real.startswith(base.rstrip("/") + "/"):
-        raise UnsafePathError(f"{root}: {relative!r} is a link to {real}, outside the dataset's root {base}. {_MOVE}")
-    return Path(real)
-
-
-_MOVE = "Put the files under the root (or mount them there), or set root to a folder that holds both."
-
-
-def _clean(relative: Any, where: str) -> str:
-    """Normalised relative path. `where` says whose it is, for the message."""
-    if not isinstance(relative, str):
-        raise DatasetError(
-            f"{where}: expected a relative path, found {type(relative).__name__} {str(relative)[:80]!r}. Write the path as a string."
-        )
-    if _PLAIN.fullmatch(relative) and len(relative) <= MAX_PATH_CHARS:
-        return relative
-    bad = _BAD_CHARACTER.search(relative)
-    if bad:
-        code = ord(bad.group())
-        what = {0: "NUL", 0x5C: "a backslash"}.get(
-            code, "bytes that are not UTF-8" if code >= 0xD800 else f"control character 0x{code:02x}"
-        )
-        raise UnsafePathError(f"{where}: path {relative[:200]!r} holds {what}. Use printable UTF-8 with / between folders.")
-    if len(relative) > MAX_PATH_CHARS:
-        raise UnsafePathError(f"{where}: path of {len(relative)} characters, at most {MAX_PATH_CHARS} are taken. Shorten it.")
-    if relative.startswith("/") or re.match(r"[A-Za-z]:", relative):
-        raise UnsafePathError(
-            f"{where}: absolute path {relative!r}. Paths in an index are relative to the dataset's folders; cut the leading part off."
-        )
-    parts = [part for part in relative.split("/") if part not in ("", ".")]
-    if ".." in parts:
-        raise UnsafePathError(f"{where}: path {relative!r} climbs by '..'. {_MOVE}")
-    if not parts:
-        raise DatasetError(f"{where}: path {relative!r} names no file. Leave the key out where a clip has no such file.")
-    return "/".join(parts)
+    return Dataset(name, root, clips, tuple(ordered), source.digest, source.base, links, linked)
 
 
 def _read_entries(name: str, path: Path, text: str, queries: list[str] | None) -> tuple[dict[str, Clip], dict[str, Sample]]:
@@ -233,7 +224,7 @@ def _clip(entry: dict[str, Any], path: Path, number: int, label: str) -> Clip:
     """The clip of an entry. Messages are put together only when something is wrong: this runs a million times."""
     files: dict[str, Any] = {}
     names: list[str] = []
-    plain = _PLAIN.fullmatch
+    plain = PLAIN.fullmatch
     for kind, value in (
         ("events", entry.get("event_data")),
         ("mp4", entry.get("mp4_data")),
@@ -242,7 +233,7 @@ def _clip(entry: dict[str, Any], path: Path, number: int, label: str) -> Clip:
         if value is None or value == "":
             continue
         if not (value.__class__ is str and len(value) <= MAX_PATH_CHARS and plain(value)):
-            value = _clean(value, _where(path, number, label))
+            value = clean_path(value, _where(path, number, label))
         folder = _FOLDERS[kind]
         stem, dot, suffix = value.rpartition(".")
         if not dot or "/" in suffix or not stem or stem.endswith("/"):
@@ -282,11 +273,11 @@ def _images(images: Any, path: Path, number: int, label: str) -> tuple[Any, str]
     """(value for files["images"], clip name). Natural order: an index sorted as text has _10.png before _2.png."""
     where = _where(path, number, label)
     if isinstance(images, str):
-        clean = _clean(images, where)
+        clean = clean_path(images, where)
         return f"event_image/{clean}", clean
     if not isinstance(images, list):
         raise DatasetError(f"{where}: event_image is a {type(images).__name__}, expected a list of paths or a folder's path.")
-    cleaned = sorted((_clean(image, where) for image in images), key=_natural)
+    cleaned = sorted((clean_path(image, where) for image in images), key=_natural)
     first = cleaned[0]
     return tuple(f"event_image/{image}" for image in cleaned), re.sub(r"_\d+$", "", first.rsplit(".", 1)[0])
 
@@ -332,34 +323,3 @@ def _query_digest(query: str, path: Path, number: int, label: str) -> str:
         raise DatasetError(
             f"{_where(path, number, label)}: the question holds half of a surrogate pair, which is no character. Write it again as UTF-8."
         ) from None
-
-
-def _guard_links(root: Path, clips: Mapping[str, Clip], index: Path) -> None:
-    """Refuse links out of the root: one listing a folder (which tells links from files), no system call a file."""
-    base = os.path.realpath(root)
-    inside = base.rstrip("/") + "/"
-    links: dict[str, frozenset[str]] = {}
-    for clip in clips.values():
-        for value in clip.files.values():
-            for relative in value if value.__class__ is tuple else (value,):
-                folder, _, file = relative.rpartition("/")
-                linked = links.get(folder)
-                if linked is None:
-                    linked = links[folder] = _linked_names(base, folder, inside, clip, index)
-                if file in linked:
-                    try:
-                        resolve(root, relative)
-                    except UnsafePathError as error:
-                        raise UnsafePathError(f"{index}: clip {clip.key}: {error}") from None
-
-
-def _linked_names(base: str, folder: str, inside: str, clip: Clip, index: Path) -> frozenset[str]:
-    """Names in the folder that are links. A folder that is not there has none: its clips fail when they are read."""
-    real = os.path.realpath(f"{base}/{folder}")
-    if not (real + "/").startswith(inside):
-        raise UnsafePathError(f"{index}: clip {clip.key}: folder {folder} is a link to {real}, outside the dataset's root {base}. {_MOVE}")
-    try:
-        with os.scandir(real) as entries:
-            return frozenset(entry.name for entry in entries if entry.is_symlink())
-    except OSError:
-        return frozenset()

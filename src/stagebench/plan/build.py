@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
@@ -18,7 +19,7 @@ from stagebench.plan.specs import Variant, digest_of, expand_variants, extractio
 if TYPE_CHECKING:
     from stagebench.dataset import Dataset, Sample
 
-__all__ = ["PLAN_FORMAT", "TIMING_VERSION", "build_head", "timing_settings", "versions"]
+__all__ = ["PLAN_FORMAT", "TIMING_VERSION", "build_head", "timing_settings", "versions", "weight_looks"]
 
 PLAN_FORMAT = 1
 TIMING_VERSION = 1
@@ -172,7 +173,7 @@ def _content(
                 paths.append(files)
             else:
                 paths += files
-    known = index.digests(dataset.name, dataset.root, paths, threads=threads, progress=progress)
+    known = index.digests(dataset.name, dataset.root, paths, links=dataset.linked, threads=threads, progress=progress)
     return {key: {name: _one(clips[key].files[name], known) for name in names} for key, names in entries.items()}
 
 
@@ -190,11 +191,24 @@ def _by_clip(samples: Iterable[Sample]) -> dict[str, tuple[Sample, ...]]:
 
 def _weights_digest(weights: str, index: DigestIndex, threads: int, progress: Progress | None) -> str | None:
     """Content digest of a local folder's weights; None for random weights and hub ids, whose names say all."""
+    found = _weight_files(weights)
+    if found is None:
+        return None
+    name, folder, files = found
+    return combine(index.digests(name, folder, files, links=files, threads=threads, progress=progress))
+
+
+def _weight_files(weights: str) -> tuple[str, Path, dict[str, str]] | None:
     folder = Path(weights)
     if weights.startswith("dummy:") or not folder.is_dir():
         return None
-    names = sorted(p.name for p in folder.iterdir() if p.suffix in WEIGHT_FILES and not p.name.startswith("."))
-    return combine(index.digests(f"weights:{folder.resolve()}", folder, names, threads=threads, progress=progress))
+    files = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_FILES and not p.name.startswith("."))
+    return f"weights:{folder.resolve()}", folder, {p.name: os.path.realpath(p) if p.is_symlink() else "" for p in files}
+
+
+def weight_looks(config: Config) -> list[tuple[str, Path, dict[str, str]]]:
+    """Name, folder and files (and where those lead that are links) of each look at local weights, in `build_head`'s order."""
+    return [found for _, model in sorted(config.models.items()) if (found := _weight_files(model.weights)) is not None]
 
 
 def versions() -> dict[str, str]:

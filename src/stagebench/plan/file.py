@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from stagebench.files import whole_file
 from stagebench.plan.build import PLAN_FORMAT
 from stagebench.plan.model import Leaf
 
-__all__ = ["FileLeaves", "read_head", "register", "write_plan"]
+__all__ = ["FileLeaves", "leaves_digest", "read_head", "register", "text_digest", "write_plan", "written"]
 
 _KEYS = {
     "format", "config", "models", "versions", "datasets", "specs", "variants", "shards", "blocks", "series", "leaves"
@@ -59,11 +60,55 @@ class FileLeaves(Mapping[str, Leaf]):
         return len(self._places)
 
 
-def write_plan(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str, Leaf]]) -> None:
-    """Write both files, each atomically, the head last; what did not change is left alone, mtime and all.
+def write_plan(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str, Leaf]]) -> str:
+    """Write both files, each atomically, the head last; what did not change is left alone, mtime and all. Returns plan.json's digest.
 
     The leaves file is named by its content, so a job that still holds the plan before this one finds the leaves it was written with.
     """
+    if "leaves" in head:  # it was read from a file, in most cases from this one
+        text = _text(head)
+        if _holds(path, text) and path.with_name(head["leaves"]["file"]).exists():
+            return text_digest(text)
+    leaves_name, lines, text = _texts(path, head, leaves)
+    if not path.with_name(leaves_name).exists():
+        _replace(path.with_name(leaves_name), lines)
+    if not _holds(path, text):
+        before = _leaves_name(path)
+        _replace(path, [text])
+        for old in path.parent.glob(f"{path.stem}-*.jsonl"):
+            if old.name not in (leaves_name, before):
+                old.unlink(missing_ok=True)
+    return text_digest(text)
+
+
+def written(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str, Leaf]]) -> str | None:
+    """plan.json's digest if it and its leaves are on disk there as `write_plan` would write them, else None."""
+    try:
+        there = json.loads(path.read_bytes())
+        there.pop("leaves")
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return None
+    if _text(there) != _text({key: value for key, value in head.items() if key != "leaves"}):
+        return None  # and the leaves need not be put into words
+    leaves_name, _, text = _texts(path, head, leaves)
+    return text_digest(text) if _holds(path, text) and path.with_name(leaves_name).exists() else None
+
+
+def text_digest(text: bytes) -> str:
+    """Digest of plan.json by its bytes."""
+    return hashlib.blake2b(text, digest_size=16).hexdigest()
+
+
+def leaves_digest(lines: Iterable[bytes]) -> str:
+    """The digest in a leaves file's name."""
+    digest = hashlib.blake2b(digest_size=8)
+    for line in lines:
+        digest.update(line)
+    return digest.hexdigest()
+
+
+def _texts(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str, Leaf]]) -> tuple[str, list[bytes], bytes]:
+    """Name and lines of the leaves file, and the text of plan.json."""
     lines: list[bytes] = []
     places: dict[str, list[list[int]]] = {}
     offset = 0
@@ -75,28 +120,26 @@ def write_plan(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping
             places[name].append([offset, len(line)])
             offset += len(line)
             lines.append(line)
-    digest = hashlib.blake2b(digest_size=8)
-    for line in lines:
-        digest.update(line)
-    leaves_path = path.with_name(f"{path.stem}-{digest.hexdigest()}.jsonl")
-    if not leaves_path.exists():
-        _replace(leaves_path, lines)
-    whole = {**head, "leaves": {"file": leaves_path.name, "places": places}}
-    text = (json.dumps(whole, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n").encode()
-    if path.exists() and path.read_bytes() == text:
-        return
-    before = _leaves_name(path)
-    _replace(path, [text])
-    for old in path.parent.glob(f"{path.stem}-*.jsonl"):
-        if old.name not in (leaves_path.name, before):
-            old.unlink(missing_ok=True)
+    leaves_name = f"{path.stem}-{leaves_digest(lines)}.jsonl"
+    return leaves_name, lines, _text({**head, "leaves": {"file": leaves_name, "places": places}})
 
 
-def read_head(path: Path) -> tuple[dict[str, Any], dict[str, FileLeaves]]:
-    """The head and the leaves of each dataset. Raises PlanError for a file that is missing, cut short or of another format."""
+def _text(head: Mapping[str, Any]) -> bytes:
+    return (json.dumps(head, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n").encode()
+
+
+def _holds(path: Path, text: bytes) -> bool:
+    return path.exists() and path.read_bytes() == text
+
+
+def read_head(path: Path, text: bytes | None = None) -> tuple[dict[str, Any], dict[str, FileLeaves]]:
+    """The head and the leaves of each dataset. Raises PlanError for a file that is missing, cut short or of another format.
+
+    text: the file's bytes where they have been read already.
+    """
     remedy = "Run snakemake again: it plans anew."
     try:
-        head = json.loads(path.read_bytes())
+        head = json.loads(path.read_bytes() if text is None else text)
     except OSError as error:
         raise PlanError(f"{path}: no plan there ({error.strerror}). {remedy}") from error
     except (ValueError, RecursionError) as error:
@@ -129,7 +172,12 @@ def register(cache: Path, results: Path, study: str, shards: list[str]) -> Path:
 
 def _plain(record: Any) -> dict[str, Any]:
     """Its fields by name: dataclasses.asdict copies deeply and took three quarters of planning."""
-    return {field.name: getattr(record, field.name) for field in fields(record)}
+    return {name: getattr(record, name) for name in _names(record.__class__)}
+
+
+@cache
+def _names(record: Any) -> tuple[str, ...]:
+    return tuple(field.name for field in fields(record))
 
 
 def _leaf(raw: Mapping[str, Any]) -> Leaf:

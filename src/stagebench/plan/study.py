@@ -19,8 +19,9 @@ from stagebench.digests import DigestIndex, Progress
 from stagebench.errors import PlanError
 from stagebench.plan import trie
 from stagebench.plan.build import build_head, timing_settings
-from stagebench.plan.file import read_head, register, write_plan
+from stagebench.plan.file import read_head, register, write_plan, written
 from stagebench.plan.model import BlockPlan, DatasetPlan, KeyList, Leaf, ShardPlan, TimingJob
+from stagebench.plan.reuse import code_digest, evidence, note, recall
 from stagebench.plan.specs import LIVE, Variant, origin
 
 if TYPE_CHECKING:
@@ -35,10 +36,18 @@ VERIFY_SAMPLES = 8
 class Plan:
     """What a study consists of. Made by `build_plan`, or read from plan.json; both give the same."""
 
-    def __init__(self, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str, Leaf]], cache: Path | None = None) -> None:
+    def __init__(
+        self,
+        head: Mapping[str, Any],
+        leaves: Mapping[str, Mapping[str, Leaf]],
+        cache: Path | None = None,
+        made_from: Mapping[str, Any] | None = None,
+    ) -> None:
         self._head = head
         self._leaves = leaves
         self._cache = cache
+        self._made_from = made_from
+        self._params: dict[tuple[str, str], str] = {}
 
     @cached_property
     def config(self) -> Config:
@@ -113,7 +122,10 @@ class Plan:
 
     def timing_params(self, job: TimingJob) -> str:
         """One canonical JSON string of all that must make a timing job run again when it changes."""
-        return canonical(timing_settings(self.config, self._head, job.model, job.variant))
+        key = job.model, job.variant.name
+        if key not in self._params:  # Snakemake asks for each of ten thousand jobs
+            self._params[key] = canonical(timing_settings(self.config, self._head, job.model, job.variant))
+        return self._params[key]
 
     def timing_fingerprint(self, job: TimingJob) -> Mapping[str, Any]:
         """The same as values, for the fingerprint `study` in the job's output."""
@@ -160,7 +172,9 @@ class Plan:
 
     def write(self, path: Path) -> None:
         """Write plan.json and its leaves, and register the study in the cache. What did not change is not written."""
-        write_plan(path, self._head, self._leaves)
+        digest = write_plan(path, self._head, self._leaves)
+        if self._made_from is not None:
+            note(path, digest, self._made_from)
         if self._cache is not None:
             register(self._cache, path.parent, self.config.study, list(self._shards))
 
@@ -224,24 +238,36 @@ class Plan:
         return found
 
 
-def build_plan(config: Config, cache: Path, *, threads: int | None = None, progress: Progress | None = None) -> Plan:
+def build_plan(
+    config: Config, cache: Path, *, earlier: Path | None = None, threads: int | None = None, progress: Progress | None = None
+) -> Plan:
     """Plan a study: load its datasets, hash what changed since the last time, and name every shard, block and job.
 
+    earlier: where the study's plan was written before, if it was. It is taken over when nothing that it was made from has changed
+    (`stagebench.plan.reuse`); the result is the same, sooner. Without `<cache>/digests.parquet` all is planned and hashed anew.
     threads: hashing threads; None takes the machine's cores. progress: called with (files hashed, files to hash).
     Raises DatasetError for an index that cannot be used, PlanError when a dataset holds no sample.
     """
     from stagebench.dataset import load_dataset
 
+    code = code_digest()
+    digests = cache / "digests.parquet"
     with _paused_collector():
+        if earlier is not None and code and digests.exists() and (found := recall(config, code, earlier)) is not None:
+            return Plan(*found, cache)
         datasets = {name: load_dataset(name, settings) for name, settings in config.datasets.items()}
         for name, dataset in datasets.items():
             if not dataset.samples:
                 raise PlanError(
                     f"{name}: {dataset.root / config.datasets[name].index} holds no sample. Check datasets.{name}.index and max_samples."
                 )
-        with DigestIndex(cache / "digests.parquet") as index:
+        with DigestIndex(digests) as index:
             head, leaves = build_head(config, datasets, index, threads=threads or os.cpu_count() or 1, progress=progress)
-        return Plan(head, leaves, cache)
+        made_from = evidence(code, datasets, index.looks)
+        # The plan on disk may be this one all the same: files were touched, or too young when it was made. A dry run may note that.
+        if earlier is not None and made_from is not None and (digest := written(earlier, head, leaves)) is not None:
+            note(earlier, digest, made_from)
+        return Plan(head, leaves, cache, made_from)
 
 
 @contextmanager
