@@ -11,6 +11,7 @@ import time
 from array import array
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass
 from itertools import chain
 from operator import attrgetter
@@ -179,11 +180,16 @@ class DigestIndex:
         self, root: Path, fresh: list[tuple[str, _Stamp]], digest: dict[str, str], today: int, threads: int, progress: Progress | None
     ) -> bool:
         """Hash what is not known, and remember it. Whether all of it could be remembered."""
+
+        def read(item: tuple[str, _Stamp]) -> tuple[str, bool]:
+            return _hash(root / item[0], item[1])
+
         sure = True
-        with ThreadPoolExecutor(max(1, threads)) as pool:
+        threads = min(threads, len(fresh))
+        with ThreadPoolExecutor(threads) if threads > 1 else nullcontext() as pool:  # a clip is hashed before a thread has started
             for begin in range(0, len(fresh), BATCH):  # a pool takes all that it is given at once, in a future each
                 batch = fresh[begin : begin + BATCH]
-                hashed = pool.map(lambda item: _hash(root / item[0], item[1]), batch)
+                hashed = map(read, batch) if pool is None else pool.map(read, batch)
                 for done, ((path, stamp), (value, settled)) in enumerate(zip(batch, hashed, strict=True), begin + 1):
                     digest[path] = value
                     if settled:
