@@ -15,6 +15,7 @@ import re
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 BEGAN = time.perf_counter()
 
@@ -30,6 +31,24 @@ def clean() -> None:
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
+
+
+def keep_models() -> None:
+    """Timing jobs whose models are alike share one: an engine leaves a model as it found it, and loading is most of a short job."""
+    from stagebench.session import job as jobs
+    from stagebench.session.model import load_adapter, model_spec
+
+    kept: dict[str, Any] = {}
+
+    def load(config: Any, job: Any, *, device: str) -> Any:
+        key = f"{config.models[job.model].adapter} {model_spec(config, job, device)}"
+        if job.variant.settings["engine"] == "speculative" or key not in kept:  # a draft comes with its job
+            kept.clear()
+            clean()
+            kept[key] = load_adapter(config, job, device=device)
+        return kept[key]
+
+    jobs.load_adapter = load
 
 
 def study(configfile: Path, results: Path, cache: Path, budget: float, skip_verify: bool, only: re.Pattern[str]) -> list[str]:
@@ -124,6 +143,7 @@ def main() -> None:
     )
     parser.add_argument("--skip-verify", action="store_true")
     parser.add_argument("--only", type=re.compile, default=re.compile(""), help="regular expression on the paths of timing jobs")
+    parser.add_argument("--keep-models", action="store_true", help="load a model once for all its timing jobs")
     parser.add_argument("--memory-gb", type=float, help="as if the device had only this much memory: to see out-of-memory rows")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.WARNING)
@@ -134,6 +154,8 @@ def main() -> None:
         import torch
 
         torch.cuda.set_per_process_memory_fraction(arguments.memory_gb * 1e9 / torch.cuda.get_device_properties(0).total_memory)
+    if arguments.keep_models:
+        keep_models()
     wrong = [
         w
         for path in arguments.configfiles
