@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 FUZZ_INPUTS ?= 1000000
 CORES ?= $(shell nproc 2>/dev/null || echo 2)
 
-.PHONY: help demo test lint format unit workflow bench peers fuzz guards test-cluster test-browser screenshots docs clean
+.PHONY: help demo test lint format unit workflow bench peers fuzz guards test-cluster test-bucket test-browser screenshots docs clean
 
 help: ## what can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
@@ -56,6 +56,15 @@ test-cluster: $(VENV)/.stamp ## the demo through a real Slurm of three nodes, st
 	  { apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $(SLURM); } >/dev/null || \
 	  echo "the packages of Slurm could not be installed: $(SLURM)"
 	$(BIN)/python -m pytest tests/cluster -q -rs
+
+# boto3 and constraints.txt disagree about python-dateutil, so what fetches from S3 has an environment of its own.
+.s3-venv/.stamp: fetch/requirements-s3.txt tests/requirements-s3.txt
+	$(PYTHON) -m venv .s3-venv
+	.s3-venv/bin/python -m pip install --quiet --disable-pip-version-check -r fetch/requirements-s3.txt -r tests/requirements-s3.txt
+	touch $@
+
+test-bucket: $(VENV)/.stamp .s3-venv/.stamp ## a dataset from a bucket, served here
+	$(BIN)/python -m pytest tests/workflow/test_s3.py -q -rs
 
 # Peers have an environment of their own; without it (`make peers`) they are left out of the tables by name.
 .peers/.stamp: benchmarks/requirements-peers.txt constraints.txt pyproject.toml

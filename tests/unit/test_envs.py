@@ -79,3 +79,13 @@ def _imports(path: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
             names.add(node.module.partition(".")[0])
     return names - set(sys.stdlib_module_names) - {"stagebench", "snakemake"}
+
+
+@pytest.mark.parametrize("path", ["fetch/requirements-s3.txt", "tests/requirements-s3.txt"])
+def test_the_environment_that_fetches_from_s3_is_pinned_as_ours_but_for_what_it_is_there_for(path: str) -> None:
+    lines = [line for line in (REPO / path).read_text().splitlines() if not line.startswith("#")]
+    found = {_norm(name): version for name, _, version in (line.partition("==") for line in lines)}
+    assert all(found.values()), "every line is a pin"
+    ours = pins()
+    other = {name: version for name, version in found.items() if ours.get(name, version) != version}
+    assert set(other) <= {"python-dateutil"}
