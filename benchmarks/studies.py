@@ -57,7 +57,6 @@ def study(configfile: Path, results: Path, cache: Path, budget: float, skip_veri
     from stagebench.extract import extract_shard
     from stagebench.merge import merge
     from stagebench.plan import build_plan
-    from stagebench.report import write_report
     from stagebench.session import run_job
     from stagebench.standalone import _stands
     from stagebench.verify import run_verify
@@ -96,6 +95,8 @@ def study(configfile: Path, results: Path, cache: Path, budget: float, skip_veri
         say(f"{config.study} {job.path}: {time.perf_counter() - began:.1f} s")
     try:
         merge(plan, results)
+        from stagebench.report import write_report  # its libraries are not everywhere
+
         write_report(results)
     except Exception as error:
         wrong.append(f"{config.study} merge: {type(error).__name__}: {str(error)[:300]}")
