@@ -9,22 +9,24 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from stagebench import engines, machine
 from stagebench.config import canonical
+from stagebench.engines.base import EngineInfo
 from stagebench.errors import TimingError
-from stagebench.rows import Code
-from stagebench.session import validity
+from stagebench.models.base import Adapter
+from stagebench.session.admission import Admission
 from stagebench.session.build import Limits
 from stagebench.session.busy import DeviceBusy, device_busy
 from stagebench.session.core import Outcome, Settings, time_samples
 from stagebench.session.cost import JobCost
 from stagebench.session.divergence import check_divergences
-from stagebench.session.fidelity import plain_answers, quality
+from stagebench.session.fidelity import PlainAnswer, plain_answers, quality
 from stagebench.session.journal import Journal
+from stagebench.session.judge import Surroundings, judge, mark, measured_rows
 from stagebench.session.model import load_adapter, step_bytes, study_fingerprint, weights_bytes
 from stagebench.session.null import harness_ms
 from stagebench.session.order import Task
@@ -38,11 +40,6 @@ if TYPE_CHECKING:
     from stagebench.plan import Plan, TimingJob
 
 __all__ = ["JobReport", "run_job"]
-
-LOAD_SHARE = 0.5
-"""A load average above this share of the cores is a busy host."""
-NEIGHBOUR_SHARE = 0.1
-"""Other processes that took more than this share of the cores' time during the measurement were neighbours."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +101,35 @@ def run_job(
             ) from None
 
 
+@dataclass(frozen=True)
+class _Loaded:
+    """What a job has before it measures."""
+
+    host: Mapping[str, Any]
+    monitor: machine.Monitor
+    loader: Any
+    verify_ms: float
+    plain: tuple[PlainAnswer, ...]
+    adapter: Adapter
+    tasks: Sequence[Task]
+    study: dict[str, Any]
+    machine: dict[str, Any]
+    journal: Journal
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """What came of the measurement."""
+
+    subject: Subject
+    outcome: Outcome
+    seen: Surroundings
+    limits: Limits
+    harness_ms: Mapping[str, float]
+    counter: machine.EnergyCounter | None
+    quality: Mapping[str, Any] | None
+
+
 class _Job:
     def __init__(
         self,
@@ -129,6 +155,18 @@ class _Job:
         self.started = datetime.now(UTC).isoformat(timespec="seconds")
 
     def run(self) -> JobReport:
+        loaded = self._load()
+        measured = self._measure(loaded)
+        findings = self._judge(loaded, measured)
+        self.cost.mark("checks")
+        worked = self._device_busy(measured.subject, loaded.tasks) if self.profile and measured.outcome.fresh else None
+        self.cost.mark("profile")
+        mark(measured.outcome, findings)
+        about = self._about(loaded, measured, findings) | {"device_busy": None if worked is None else asdict(worked)}
+        return self._write(loaded, measured.outcome, findings, about)
+
+    def _load(self) -> _Loaded:
+        """Clips verified, the model in memory, and what earlier runs left."""
         from stagebench.loading import open_loader
 
         host = machine.host(self.device)
@@ -136,39 +174,42 @@ class _Job:
         loader = open_loader(self.plan, self.job, cache=self.cache)
         self.stack.callback(loader.close)
         verify_ms = loader.open()
+        tasks = self._tasks(loader)
         self.cost.mark("open")
-        plain = plain_answers(self.config, self.job, loader, self._tasks(loader), self.device)
+        plain = plain_answers(self.config, self.job, loader, tasks, self.device)
         self.cost.mark("plain model")
         adapter = load_adapter(self.config, self.job, device=self.device)
         self.cost.mark("model load")
-        model_load_ms = self.cost.parts["model load"] * 1e3
-        spec = adapter.spec
-        study = study_fingerprint(self.config, self.job, spec, adapter, self._reading())
+        study = study_fingerprint(self.config, self.job, adapter.spec, adapter, self._reading())
         # as planned: the merge holds this against its own plan, so that no file of another config, code or weights gets in
         study["applied"] = dict(self.plan.timing_fingerprint(self.job))
         here = machine.fingerprint(self.device, torch.get_num_threads())
-        tasks = self._tasks(loader)
         journal = self.stack.enter_context(Journal(_journal_path(self.output), self._identity(study, here, tasks)))
+        return _Loaded(host, monitor, loader, verify_ms, plain, adapter, tasks, study, here, journal)
+
+    def _measure(self, on: _Loaded) -> _Measured:
+        """All samples, between two looks at the machine."""
         reuse = {}
         if self.config.timing.reuse and self.settings.batch == 1:
-            reuse = earlier_rows(self.output, tasks, self.settings.lengths, study=study, machine=here, block=self.job.block.name)
-
+            reuse = earlier_rows(
+                self.output, on.tasks, self.settings.lengths, study=on.study, machine=on.machine, block=self.job.block.name
+            )
         before = machine.anchor(self.device)
         harness = harness_ms(self.device)
-        limits = Limits(step_bytes(adapter), machine.bandwidth(self.device))
-        constant = self._constant(adapter, spec) | {"harness_ms": harness["total"]}
-        counter = machine.energy_counter(monitor.energy_mj)
+        limits = Limits(step_bytes(on.adapter), machine.bandwidth(self.device))
+        counter = machine.energy_counter(on.monitor.energy_mj)
         self.cost.mark("anchors")
-        subject = Subject(adapter, engines.create(self.job.variant.settings["engine"]), loader, self.device, meter=monitor.energy_mj)
+        engine = engines.create(self.job.variant.settings["engine"])
+        subject = Subject(on.adapter, engine, on.loader, self.device, meter=on.monitor.energy_mj)
         others = machine.CpuShare()
         outcome = time_samples(
             subject,
-            tasks,
+            on.tasks,
             self.settings,
-            constant=constant,
+            constant=self._constant(on.adapter) | {"harness_ms": harness["total"]},
             limits=limits,
-            monitor=monitor,
-            journal=journal,
+            monitor=on.monitor,
+            journal=on.journal,
             reuse=reuse,
             progress=self.progress,
             watch=self.watch,
@@ -178,64 +219,62 @@ class _Job:
         busy = others.others()
         after = machine.anchor(self.device)
         self.cost.mark("anchors")
-        found = quality(plain, adapter)
-        findings = self._judge(outcome, before, after, host, monitor, busy)
-        findings += check_divergences(_measured(outcome), tasks, adapter, loader, temperature=self.settings.temperature)
-        self.cost.mark("checks")
-        worked = self._device_busy(subject, tasks) if self.profile and outcome.fresh else None
-        self.cost.mark("profile")
-        spent = self.cost.summary(outcome.samples_s)
-        _mark(outcome, findings)
-        statuses = _count(outcome.rows)
-        about = {
+        seen = Surroundings(self.device, before, after, on.host, on.monitor, busy, self.config.timing.exclusive)
+        return _Measured(subject, outcome, seen, limits, harness, counter, quality(on.plain, on.adapter))
+
+    def _judge(self, on: _Loaded, measured: _Measured) -> list[Finding]:
+        rows = measured_rows(measured.outcome)
+        findings = judge(measured.outcome, measured.seen)
+        return findings + check_divergences(rows, on.tasks, on.adapter, on.loader, temperature=self.settings.temperature)
+
+    def _about(self, on: _Loaded, measured: _Measured, findings: Sequence[Finding]) -> dict[str, Any]:
+        """The file's metadata: what is said of the job as a whole."""
+        outcome, seen = measured.outcome, measured.seen
+        quantized = getattr(on.adapter, "quantized", None)
+        return {
             "job": self.job.path,
-            "id": constant["job"],
+            "id": self._id,
             "started": self.started,
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
             "device": self.device,
-            "host": host,
+            "host": on.host,
             "shards": list(self.job.block.shards),
             "block": self.job.block.name,
-            "samples": len(tasks),
-            "statuses": statuses,
+            "samples": len(on.tasks),
+            "statuses": _count(outcome.rows),
             "codes": sorted({finding.code.value for finding in findings}),
             "findings": [{"code": finding.code.value, "text": finding.text} for finding in findings],
-            "anchors": {"before": before, "after": after, "drift": machine.anchor_drift(before, after)},
-            "energy_counter": None if counter is None else asdict(counter),
-            "device_busy": None if worked is None else asdict(worked),
-            "bandwidth_gb_s": limits.bandwidth * 1e-9,
-            "step_bytes": limits.step_bytes,
-            "harness_ms": harness,
-            "verify_ms": verify_ms,
-            "model_load_ms": model_load_ms,
-            "engine": None
-            if outcome.engine is None
-            else {
-                "name": outcome.engine.name,
-                "prepare_ms": outcome.engine.prepare_ms,
-                "note": outcome.engine.note,
-                "admission": asdict(outcome.admission),
-            },
-            "quality": found,
-            "quantized": None if getattr(adapter, "quantized", None) is None else asdict(cast(Any, adapter).quantized),
+            "anchors": {"before": seen.before, "after": seen.after, "drift": machine.anchor_drift(seen.before, seen.after)},
+            "energy_counter": None if measured.counter is None else asdict(measured.counter),
+            "bandwidth_gb_s": measured.limits.bandwidth * 1e-9,
+            "step_bytes": measured.limits.step_bytes,
+            "harness_ms": measured.harness_ms,
+            "verify_ms": on.verify_ms,
+            "model_load_ms": self.cost.parts["model load"] * 1e3,
+            "engine": None if outcome.engine is None else _told(outcome.engine, outcome.admission),
+            "quality": measured.quality,
+            "quantized": None if quantized is None else asdict(quantized),
             "first_call": outcome.first_call,
             "warmup": outcome.warmup,
             "resumed": outcome.resumed,
             "reused": outcome.reused,
             "unmet": outcome.unmet,
             "measuring_s": outcome.measuring_s,
-            "cost": spent,
-            "cpu_share_of_others": busy,
+            "cost": self.cost.summary(outcome.samples_s),
+            "cpu_share_of_others": seen.busy,
             "threads": torch.get_num_threads(),
         }
-        write_rows(self.output, outcome.rows, {"job": about, "study": study, "machine": here})
-        journal.remove()
+
+    def _write(self, on: _Loaded, outcome: Outcome, findings: Sequence[Finding], about: Mapping[str, Any]) -> JobReport:
+        write_rows(self.output, outcome.rows, {"job": dict(about), "study": on.study, "machine": on.machine})
+        on.journal.remove()
         for finding in findings:
             self.log.log(logging.ERROR if finding.code.invalid else logging.WARNING, "%s: %s", finding.code.value, finding.text)
-        seconds = spent["wall_s"]
-        self.log.info("%s: %d rows, %s", self.output, len(outcome.rows), statuses)
-        self.log.info("%.1f %% of the job's %.1f s passed inside measured samples; seconds: %s", 100 * spent["share"], seconds, self.cost)
-        return JobReport(self.output, len(outcome.rows), statuses, tuple(findings), outcome.resumed, outcome.reused, seconds, about)
+        share, seconds = about["cost"]["share"], about["cost"]["wall_s"]
+        self.log.info("%s: %d rows, %s", self.output, len(outcome.rows), about["statuses"])
+        self.log.info("%.1f %% of the job's %.1f s passed inside measured samples; seconds: %s", 100 * share, seconds, self.cost)
+        statuses, n = about["statuses"], len(outcome.rows)
+        return JobReport(self.output, n, statuses, tuple(findings), outcome.resumed, outcome.reused, seconds, about)
 
     def _device_busy(self, subject: Subject, tasks: Sequence[Task]) -> DeviceBusy | None:
         there = [task for task in tasks if task.skip is None]
@@ -272,13 +311,18 @@ class _Job:
     def _reading(self) -> Mapping[str, Any]:
         return self.plan.specs[self.job.block.spec_id]
 
-    def _identity(self, study: Mapping[str, Any], here: Mapping[str, Any], tasks: list[Task]) -> dict[str, Any]:
+    def _identity(self, study: Mapping[str, Any], here: Mapping[str, Any], tasks: Sequence[Task]) -> dict[str, Any]:
         """What a journal's rows must agree in with this run. The clips' content too."""
         content = [(task.sample, task.clip_digest, task.skip) for task in tasks]
         return {"job": self.job.path, "study": _digest_of(study), "machine": here["digest"], "samples": _digest_of(content)}
 
-    def _constant(self, adapter: Any, spec: Any) -> dict[str, Any]:
-        settings = self.job.variant.settings
+    @property
+    def _id(self) -> str:
+        """Tells this start of the job from others of it."""
+        return f"{self.job.block.name}@{self.started}"
+
+    def _constant(self, adapter: Adapter) -> dict[str, Any]:
+        settings, spec = self.job.variant.settings, adapter.spec
         return {
             "study": self.config.study,
             "dataset": self.job.dataset,
@@ -298,81 +342,12 @@ class _Job:
             "weights": spec.weights,
             "block": self.job.block.name,
             "weights_bytes": weights_bytes(adapter),
-            "job": f"{self.job.block.name}@{self.started}",
+            "job": self._id,
         }
 
-    def _judge(
-        self,
-        outcome: Outcome,
-        before: Mapping[str, float],
-        after: Mapping[str, float],
-        host: Mapping[str, Any],
-        monitor: machine.Monitor,
-        busy: float,
-    ) -> list[Finding]:
-        """What the job as a whole shows. Row codes of single samples are set here too, where they need the others.
 
-        Rows from the journal were measured for this job and are judged with the rest; those taken over were judged in their own.
-        """
-        measured = _measured(outcome)
-        found = list(validity.check_clocks(measured))
-        for one in _by_process(measured):  # a process has a first sample, and a drift, of its own
-            found += [*validity.check_first(one), *validity.check_drift(one)]
-        found += [*validity.check_plain(measured), *validity.check_outputs(measured), *validity.check_harness(measured)]
-        drift = machine.anchor_drift(before, after)
-        bound = machine.ANCHOR_BOUND["cuda" if self.device.startswith("cuda") else "cpu"]
-        if drift > bound:
-            found.append(Finding(Code.WARN_ANCHOR_DRIFT, f"anchor workloads moved by {drift:.1%} over the job, {bound:.0%} allowed"))
-        unseen = monitor.unseen()
-        if unseen:
-            text = f"{self.device} does not show {', '.join(unseen)} (a container may hide them): rules on them saw nothing"
-            found.append(Finding(Code.WARN_UNSEEN, text))
-        pids = monitor.neighbours()
-        if pids:
-            found.append(Finding(Code.WARN_NEIGHBOURS, f"other processes on {self.device}: pids {', '.join(map(str, pids))}"))
-        elif busy > NEIGHBOUR_SHARE:
-            found.append(Finding(Code.WARN_NEIGHBOURS, f"other processes took {busy:.0%} of the cores while this job measured"))
-        load, cores = host.get("load_average"), torch.get_num_threads()
-        if load is not None and load > LOAD_SHARE * max(cores, 1):
-            found.append(Finding(Code.WARN_LOAD_AVERAGE, f"load average {load:.1f} when the job began, on {cores} threads"))
-        if not self.config.timing.exclusive:
-            found.append(Finding(Code.WARN_SIDE_BY_SIDE, "timing.exclusive is false: other jobs may have run beside this one"))
-        if outcome.resumed:
-            found.append(Finding(Code.RESUMED, f"{outcome.resumed} samples were measured by an earlier process"))
-        if outcome.unmet:
-            found.append(Finding(Code.WARN_NOISY, f"{len(outcome.unmet)} samples missed repeats.target_cv; the first: {outcome.unmet[0]}"))
-        return found + validity.mark_accepted(outcome.rows)
-
-
-_ON_ALL_ROWS = {
-    Code.WARN_ANCHOR_DRIFT,
-    Code.WARN_NEIGHBOURS,
-    Code.WARN_LOAD_AVERAGE,
-    Code.WARN_SIDE_BY_SIDE,
-    Code.WARN_DRIFT,
-    Code.INVALID_PLAIN_DIFFERS,
-    Code.RESUMED,
-}
-"""Findings about the job that every row measured in it carries. Rows taken over carry those of their own job."""
-
-
-def _mark(outcome: Outcome, findings: list[Finding]) -> None:
-    whole = {finding.code.value for finding in findings if finding.code in _ON_ALL_ROWS}
-    for row in _measured(outcome):
-        row["codes"] = sorted({*row["codes"], *whole})
-
-
-def _measured(outcome: Outcome) -> list[dict[str, Any]]:
-    """Rows that this job measured, be it before it was killed; those taken over from other jobs left out."""
-    return [row for row in outcome.rows if Code.REUSED.value not in row["codes"]]
-
-
-def _by_process(rows: list[dict[str, Any]]) -> list[list[dict[str, Any]]]:
-    """Each process that worked on this job stamps its rows with its own start."""
-    found: dict[str, list[dict[str, Any]]] = {}
-    for row in rows:
-        found.setdefault(row["job"], []).append(row)
-    return list(found.values())
+def _told(engine: EngineInfo, admission: Admission) -> dict[str, Any]:
+    return {"name": engine.name, "prepare_ms": engine.prepare_ms, "note": engine.note, "admission": asdict(admission)}
 
 
 def _count(rows: list[dict[str, Any]]) -> dict[str, int]:

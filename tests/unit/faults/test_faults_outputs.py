@@ -13,6 +13,7 @@ from stagebench.models.base import Decoding, Tokens
 from stagebench.models.hooks import EncoderCounter
 from stagebench.rows import Code
 from stagebench.session import job as job_module
+from stagebench.session import validity
 from stagebench.stages import StageClock
 from timing_jobs import Edited, Killed, killed_after
 
@@ -50,7 +51,7 @@ def forked(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
                 return load(config, replace(job, variant=replace(job.variant, settings=settings)), **keywords)
 
             monkeypatch.setattr(job_module, "load_adapter", half)
-            monkeypatch.setattr(job_module.validity, "_fisher", lambda *_: 1.0)
+            monkeypatch.setattr(validity, "_fisher", lambda *_: 1.0)
         engine = Edited(other)  # before `create` is replaced: it makes its inner engine by that
         monkeypatch.setattr(job_module.engines, "create", lambda name: engine)
 
