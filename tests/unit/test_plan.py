@@ -317,6 +317,22 @@ def test_weights_count_by_content(data: Path, tmp_path: Path) -> None:
     assert params() != base
 
 
+def test_a_drafts_weights_count_by_content_where_it_guesses(data: Path, tmp_path: Path) -> None:
+    draft = tmp_path / "draft"
+    draft.mkdir()
+    (draft / "model.safetensors").write_text("w")
+    models = {"video_llava": {**MODELS["video_llava"], "draft": {"weights": str(draft)}}}
+
+    def params() -> dict[str, str]:
+        plan = build_plan(config(data, models=models, variants={"engine": ["generate", "speculative"]}), tmp_path / "cache")
+        return {job.variant.settings["engine"]: plan.timing_params(job) for job in plan.jobs}
+
+    base = params()
+    (draft / "model.safetensors").write_text("v")
+    now = params()
+    assert now["speculative"] != base["speculative"] and now["generate"] == base["generate"]
+
+
 # --- on disk ----------------------------------------------------------------------------------------------------------------------------
 
 

@@ -39,15 +39,20 @@ class Study:
         self.entries += [{"id": f"f{n}", "video_data": f"seq/f{n}", "conversations": turn("What?")} for n in range(2)]
         for entry in self.entries:
             self.make(entry)
-        for name in ("model.safetensors", "config.json"):
-            self.put(folder / "weights" / name)
+        for name in ("weights/model.safetensors", "weights/config.json", "draft/model.safetensors"):
+            self.put(folder / name)
         (folder / "questions.txt").write_text("One?\nTwo?\n")
         self.config: dict[str, Any] = {
             "study": "s",
             "datasets": {"d": {"root": str(self.root), "sensor": [48, 64]}},
             "models": {
                 "eventgpt": {"adapter": "eventgpt", "input": "events", "weights": "dummy:0", "preset": "tiny"},
-                "local": {"adapter": "hf", "input": "frames", "weights": str(folder / "weights")},
+                "local": {
+                    "adapter": "hf",
+                    "input": "frames",
+                    "weights": str(folder / "weights"),
+                    "draft": {"weights": str(folder / "draft")},
+                },
             },
             "shards": {"max_clips": 2},
             "timing": {"max_samples": 4},
@@ -218,6 +223,11 @@ def hidden_file(study: Study, pick: random.Random) -> None:
 @edit
 def another_weight(study: Study, pick: random.Random) -> None:
     study.put(study.folder / f"weights/{pick.randrange(4)}.safetensors")
+
+
+@edit
+def another_draft(study: Study, pick: random.Random) -> None:
+    study.put(study.folder / "draft/model.safetensors")
 
 
 @edit

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagebench.config import Config, canonical
+from stagebench.config import Config, ModelConfig, canonical
 from stagebench.digests import DigestIndex, Progress, combine
 from stagebench.plan import trie
 from stagebench.plan.model import Leaf
@@ -42,7 +42,7 @@ def build_head(
     head: dict[str, Any] = {
         "format": PLAN_FORMAT,
         "config": config.model_dump(mode="json"),
-        "models": {name: {"weights": _weights_digest(m.weights, index, threads, progress)} for name, m in sorted(config.models.items())},
+        "models": {name: _weights(model, index, threads, progress) for name, model in sorted(config.models.items())},
         "versions": versions(),
         "datasets": {},
         "specs": {},
@@ -189,6 +189,13 @@ def _by_clip(samples: Iterable[Sample]) -> dict[str, tuple[Sample, ...]]:
     return {clip: tuple(group) for clip, group in groupby(ordered, key=lambda s: s.clip)}
 
 
+def _weights(model: ModelConfig, index: DigestIndex, threads: int, progress: Progress | None) -> dict[str, str | None]:
+    """Digests of a model's weights, and of its draft's where those are files."""
+    found = {"weights": _weights_digest(model.weights, index, threads, progress)}
+    draft = None if model.draft is None else _weights_digest(model.draft.weights, index, threads, progress)
+    return found if draft is None else {**found, "draft": draft}
+
+
 def _weights_digest(weights: str, index: DigestIndex, threads: int, progress: Progress | None) -> str | None:
     """Content digest of a local folder's weights; None for random weights and hub ids, whose names say all."""
     found = _weight_files(weights)
@@ -199,16 +206,22 @@ def _weights_digest(weights: str, index: DigestIndex, threads: int, progress: Pr
 
 
 def _weight_files(weights: str) -> tuple[str, Path, dict[str, str]] | None:
-    folder = Path(weights)
+    folder = Path(weights).expanduser()  # as the loader does
     if weights.startswith("dummy:") or not folder.is_dir():
         return None
-    files = sorted(p for p in folder.iterdir() if p.suffix in WEIGHT_FILES and not p.name.startswith("."))
-    return f"weights:{folder.resolve()}", folder, {p.name: os.path.realpath(p) if p.is_symlink() else "" for p in files}
+    files = {}
+    for path in sorted(folder.rglob("*")):  # folders below, too: a vision tower's settings or chat templates may lie there
+        below = path.relative_to(folder)
+        if path.suffix in WEIGHT_FILES and not path.is_dir() and not any(part.startswith(".") for part in below.parts):
+            files[below.as_posix()] = os.path.realpath(path) if path.is_symlink() else ""
+    return f"weights:{folder.resolve()}", folder, files
 
 
 def weight_looks(config: Config) -> list[tuple[str, Path, dict[str, str]]]:
     """Name, folder and files (and where those lead that are links) of each look at local weights, in `build_head`'s order."""
-    return [found for _, model in sorted(config.models.items()) if (found := _weight_files(model.weights)) is not None]
+    models = [model for _, model in sorted(config.models.items())]
+    named = [weights for model in models for weights in (model.weights, None if model.draft is None else model.draft.weights)]
+    return [found for weights in named if weights is not None and (found := _weight_files(weights)) is not None]
 
 
 def versions() -> dict[str, str]:
@@ -237,5 +250,8 @@ def timing_settings(config: Config, head: Mapping[str, Any], model: str, variant
         "scratch": config.cache.scratch is not None,
         "versions": head["versions"],
     }
+    draft = head["models"][model].get("draft")
+    if draft is not None and variant.settings["engine"] == "speculative":
+        settings["draft"] = draft
     plain: dict[str, Any] = json.loads(canonical(settings))  # as it reads back from a file, so that it can be compared with one
     return plain
