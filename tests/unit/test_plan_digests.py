@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -134,3 +135,21 @@ def test_two_planners_take_turns(root: Path) -> None:
 def _plan(root: Path, names: list[str]) -> None:
     module.SETTLED_NS = -(10**18)
     look(root, *names)
+
+
+def test_an_inode_beyond_63_bits_is_one_like_another(root: Path, old: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Network file systems make theirs up from 64 bits. Parquet and the stamps take them, by both ways of looking."""
+
+    def large(found: os.stat_result) -> SimpleNamespace:
+        values = {name: getattr(found, name) for name in ("st_mode", "st_size", "st_mtime_ns", "st_ctime_ns")}
+        return SimpleNamespace(**values, st_ino=found.st_ino | 1 << 63)
+
+    theirs = SimpleNamespace(**vars(os))
+    theirs.stat, theirs.fstat = (lambda path, true=true: large(true(path)) for true in (os.stat, os.fstat))
+    monkeypatch.setattr(module, "os", theirs)
+    for _ in range(2):
+        with DigestIndex(root.parent / "cache/digests.parquet") as digests:
+            digests.digests("d", root, ["a", "b"])
+            assert len(digests._known) == 2
+        seen = digests.looks[0].stamps
+        assert seen is not None and module.stamps(root, ["a", "b"]) == seen != module.stamps(root, ["b", "a"])

@@ -231,6 +231,12 @@ def another_draft(study: Study, pick: random.Random) -> None:
 
 
 @edit
+def weight_below(study: Study, pick: random.Random) -> None:
+    """As a vision tower's settings, which `revision()` counts too."""
+    study.put(study.folder / f"weights/tower{pick.randrange(2)}/config.json")
+
+
+@edit
 def no_weight(study: Study, pick: random.Random) -> None:
     shutil.rmtree(study.folder / "weights")
     (study.folder / "weights").mkdir()
@@ -318,6 +324,12 @@ def other_model(study: Study, pick: random.Random) -> None:
     models = study.config["models"]
     if models.pop("more", None) is None:
         models["more"] = {**models["eventgpt"], "weights": f"dummy:{pick.randrange(3)}"}
+
+
+@edit
+def other_order(study: Study, pick: random.Random) -> None:
+    """The first model is the one that others are compared with."""
+    study.config["models"] = dict(reversed(study.config["models"].items()))
 
 
 @settings(max_examples=25, deadline=None)
@@ -533,8 +545,45 @@ def test_a_folder_that_gives_way_to_a_link_to_its_twin_is_planned_again(tmp_path
     place.rename(place.with_name("was"))
     place.symlink_to("twin")
     loads.clear()
-    study.plan()
+    plan = study.plan()
     assert loads == ["d"]
+    assert_equal(plan, study.anew())
+
+
+def test_twin_folders_that_change_places_are_seen(tmp_path: Path) -> None:
+    """A rename leaves the times of what is in a folder alone; only inodes tell one twin from the other."""
+    study = Study(tmp_path)
+    one, other = (study.root / f"video/seq/f{n}" for n in range(2))
+    for path in one.iterdir():
+        twins(study, path, other / path.name)
+    study.settle()
+    before = study.plan()
+    before.write(study.plan_file)
+    one.rename(one.with_name("aside"))
+    other.rename(one)
+    one.with_name("aside").rename(other)
+    plan = study.plan()
+    assert plan != before
+    assert_equal(plan, study.anew())
+
+
+def test_the_order_of_models_outlives_the_disk(study: Study) -> None:
+    study.config["models"] = {name: study.config["models"][name] for name in ("local", "eventgpt")}
+    study.plan().write(study.plan_file)
+    for plan in (Plan.read(study.plan_file), study.plan()):
+        assert list(plan.config.models) == ["local", "eventgpt"], "compare.reference: null takes the first"
+        assert plan.merge_params() == study.anew().merge_params()
+
+
+def test_weights_below_the_home_folder_count(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The loader takes ~ for it."""
+    monkeypatch.setenv("HOME", str(study.folder))
+    study.config["models"]["local"]["weights"] = "~/weights"
+    study.plan().write(study.plan_file)
+    study.put(study.folder / "weights/model.safetensors")
+    study.settle()
+    plan = study.plan()
+    assert [plan.timing_params(job) for job in plan.jobs] != [Plan.read(study.plan_file).timing_params(job) for job in plan.jobs]
 
 
 @pytest.mark.parametrize("where", ["data/mp4/seq/0.mp4", "data/mp4/seq", "data/video/seq/f0/0.png", "weights/model.safetensors"])

@@ -125,7 +125,8 @@ def _texts(path: Path, head: Mapping[str, Any], leaves: Mapping[str, Mapping[str
 
 
 def _text(head: Mapping[str, Any]) -> bytes:
-    return (json.dumps(head, sort_keys=True, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n").encode()
+    # Not sorted: the order of models and datasets is the configuration's, and says which model others are compared with.
+    return (json.dumps(head, ensure_ascii=True, allow_nan=False, separators=(",", ":")) + "\n").encode()
 
 
 def _holds(path: Path, text: bytes) -> bool:

@@ -1,7 +1,7 @@
 """A plan that is on disk taken over, as long as nothing that it was made from has changed.
 
 Planning a study anew costs about 35 µs a clip (docs/scale.md); to see that nothing has changed, a stat of each file and reading the
-index. What a plan was made from lies beside it in `plan.stamps`: digests of the index's text, of this code, of sizes and times of every
+index. What a plan was made from lies beside it in `plan.stamps`: digests of the index's text, of this code, of the stat of every
 file that was hashed, the links in their folders, and plan.json's own. All of them are taken again, none is trusted for its age; the
 smallest difference, or anything odd, and the study is planned from nothing. Where a file's times cannot tell (too young, unreadable), or
 where a file of the index is a link, nothing is laid beside the plan.
@@ -82,7 +82,8 @@ def recall(config: Config, code: str | None, plan: Path) -> tuple[dict[str, Any]
         if known["code"] != code or known["plan"] != text_digest(planned):
             return None
         head, leaves = read_head(plan, planned)
-        if head["config"] != config.model_dump(mode="json") or head["versions"] != versions():
+        # as text: == of mappings does not see the order of models
+        if json.dumps(head["config"]) != json.dumps(config.model_dump(mode="json")) or head["versions"] != versions():
             return None
         if not _same_weights(config, known) or not _same_datasets(config, known) or not _same_files(known["looks"]):
             return None
@@ -119,7 +120,7 @@ def _same_weights(config: Config, known: Mapping[str, Any]) -> bool:
 
 
 def _same_files(looks: Iterable[Sequence[str]]) -> bool:
-    """Whether every file that was hashed has its size and times."""
+    """Whether every file that was hashed has its size, times and inode."""
     return all(stamps(Path(root), paths.split("\n") if paths else ()) == seen for _, root, paths, seen in looks)
 
 
