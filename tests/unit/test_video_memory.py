@@ -1,7 +1,9 @@
 """Memory of frames: used again once nobody holds them, never before."""
 
+import mmap
 import multiprocessing
 import platform
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -101,6 +103,54 @@ def _fill() -> int:
     array = _memory.empty(SHAPE)
     array[:] = 9
     return int(array.max())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="Linux only")
+def test_too_little_memory_is_a_memory_error_and_what_waits_is_given_back_first() -> None:
+    """A timing job's row is then OOM, and an extraction's retry is not a failed clip: an OSError would be neither."""
+    code = """
+import resource
+from stagebench.sources import _memory
+kept = [_memory.empty((60 << 20,)) for _ in range(2)]
+del kept
+assert len(_memory._free) == 2
+mapped = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (mapped + (40 << 20),) * 2)
+assert _memory.empty((100 << 20,)).size == 100 << 20
+try:
+    _memory.empty((240 << 20,))
+except MemoryError:
+    print("told")
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert done.stdout == "told\n", done.stderr
+
+
+def _lazily_free() -> int | None:
+    """KiB of this process that the system may take back; None where the kernel does not tell."""
+    try:
+        found = re.search(r"^LazyFree:\s+(\d+) kB", Path("/proc/self/smaps_rollup").read_text(), re.MULTILINE)
+    except OSError:
+        return None
+    return int(found[1]) if found else None
+
+
+@pytest.mark.skipif(_lazily_free() is None or not hasattr(mmap, "MADV_FREE"), reason="the kernel does not tell what it may take back")
+def test_what_waits_for_use_is_the_systems_if_it_runs_short() -> None:
+    before = _lazily_free()
+    array = _memory.empty((48 << 20,))
+    array[:] = 7
+    part = array[5:9]
+    del array
+    assert _lazily_free() == before, "a part of it is held"
+    del part
+    assert _lazily_free() - before > 40 << 10
+    block = _memory._free[0]
+    block.madvise(21)  # MADV_PAGEOUT: as a system that is short of memory would
+    again = _memory.empty((48 << 20,))
+    assert _lazily_free() - before < 8 << 10
+    again[:] = 9
+    assert (again == 9).all()
 
 
 def test_frames_that_are_held_stay_what_they_are(tmp_path: Path) -> None:
