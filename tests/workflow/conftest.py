@@ -61,7 +61,7 @@ class Study:
     def configure(self, change: Callable[[dict[str, Any]], object]) -> None:
         config = self.config
         change(config)
-        (self.folder / "config.yaml").write_text(yaml.safe_dump(config))
+        (self.folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
 
     @property
     def data(self) -> Path:
@@ -127,7 +127,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Study, Run]:
 
     folder = tmp_path_factory.mktemp("workflow") / "study"
     write_demo(folder / "data", clips=6, seconds=0.5, size=(64, 96))
-    (folder / "config.yaml").write_text(yaml.safe_dump(settings()))
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings(), sort_keys=False))
     study = Study(folder)
     # one check of verify compares times, which a host busy with other tests may disturb
     return study, study.run("--retries", "3")

@@ -8,6 +8,7 @@ import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -38,6 +39,23 @@ def test_every_job_leaves_a_log_and_a_benchmark(finished: tuple[Study, Run]) -> 
 def test_a_second_run_runs_no_job(finished: tuple[Study, Run]) -> None:
     again = finished[0].run()
     assert again.jobs == [] and "Nothing to be done" in again.text
+
+
+def test_the_first_model_is_what_others_are_compared_with_also_when_the_plan_is_taken_over(study: Study) -> None:
+    def turn(config: dict[str, Any]) -> None:
+        config["models"] = dict(reversed(config["models"].items()))
+        config["compare"]["reference"] = None
+
+    study.configure(turn)
+    first = next(iter(study.config["models"]))
+    assert first != min(MODELS)
+    assert study.run().rules == SUMMED
+    with (study.results / "tables/comparison.csv").open() as file:
+        assert {row["reference"] for row in csv.DictReader(file)} == {first}
+    for _ in range(2):
+        time.sleep(2.5)  # a file that is younger is no evidence
+        assert study.plan().jobs == []
+    assert (study.results / "plan.stamps").exists()
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.__name__)
