@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from stagebench.errors import SourceError, StagebenchError, VerifyError
 from stagebench.files import whole_file
 from stagebench.models.base import Adapter, Decoding, Features, Inputs, Tokens
 from stagebench.models.hooks import EncoderCounter, VisionTimingHooks
-from stagebench.models.ties import LOGIT_TOLERANCE, first_divergence
+from stagebench.models.ties import LOGIT_TOLERANCE, first_divergence, spread
 from stagebench.stages import StageClock
 
 if TYPE_CHECKING:
@@ -168,10 +169,11 @@ def _logits_equal(s: _Subject) -> tuple[bool, str]:
     theirs = s.adapter.monolithic_logits(s.inputs).float()
     if ours.shape != theirs.shape:
         return False, f"decoupled logits have shape {tuple(ours.shape)}, monolithic {tuple(theirs.shape)}"
-    spread = float(theirs.std())
+    deviation = spread(theirs, s.adapter.spec.dtype)
     difference = float((ours - theirs).abs().max())
-    bound = LOGIT_TOLERANCE[s.adapter.spec.dtype] * spread
-    return difference <= bound and spread > 0, f"largest difference {difference:.3g}, bound {bound:.3g} (standard deviation {spread:.3g})"
+    bound = LOGIT_TOLERANCE[s.adapter.spec.dtype] * deviation
+    detail = f"largest difference {difference:.3g}, bound {bound:.3g} (standard deviation {deviation:.3g})"
+    return difference <= bound and 0 < deviation < math.inf, detail
 
 
 def _tokens_equal(s: _Subject) -> tuple[bool, str]:

@@ -71,3 +71,45 @@ def test_a_pass_that_finds_no_tie_is_made_again_and_their_mean_judges(monkeypatc
     assert (choice.tie, choice.passes) == (False, PASSES)
     opposed = judged([-0.3] * PASSES)  # the mean's sign is no excuse
     assert not opposed.tie and opposed.gap == pytest.approx(0.3)
+
+
+def test_a_port_that_answers_at_random_is_not_excused_by_the_mean():
+    """Dropout left on: each pass is far off, to either side, and the mean of eight is near zero. One pass in three passes by chance."""
+    made, prompt = load("hf", "llava", dtype=torch.bfloat16)
+    made.language_model().train()
+    for module in made.language_model().modules():
+        if hasattr(module, "attention_dropout"):
+            module.attention_dropout = 0.3
+    torch.manual_seed(0)
+    logits = torch.stack([_logits_after(made, prompt, [5, 7]) for _ in range(40)])
+    middle = logits.mean(0)
+    near = middle.argsort()[len(middle) // 2 :].tolist()  # neighbours in the ranking: their mean logits are next to equal
+    found = [first_divergence(made, prompt, (5, 7, a), (5, 7, b)) for a, b in zip(near[0:80:2], near[1:80:2], strict=True)]
+    assert all(each.passes == 1 for each in found if each.tie)
+    scattered = [each for each in found if each.scattered is not None]
+    assert len(scattered) > len(found) // 3 and not any(each.tie for each in scattered)
+    assert "scatter by" in str(scattered[0])
+
+
+def test_logits_that_are_no_numbers_are_no_tie(monkeypatch):
+    made, prompt = load("hf", "llava", dtype=torch.bfloat16)
+    for odd in (float("nan"), float("inf")):
+        seen = iter([0.3, odd, *[0.01] * (PASSES - 2)])
+        monkeypatch.setattr(ties, "_gap_after", lambda *_, seen=seen: next(seen))
+        assert first_divergence(made, prompt, (5, 7), (5, 8)).gap == float("inf")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_tokens_that_a_model_rules_out_do_not_make_all_others_ties(dtype):
+    """Chameleon gives its image tokens the dtype's least number; in float32 their square is no number."""
+    made, prompt = load("hf", "llava", dtype=dtype)
+    order = _logits_after(made, prompt, [5, 7]).argsort(descending=True).tolist()
+    free = first_divergence(made, prompt, (5, 7, order[0]), (5, 7, order[500]))
+
+    def rule_out(_module, _inputs, logits):
+        logits[..., order[600:700]] = torch.finfo(logits.dtype).min
+        return logits
+
+    made.language_model().get_output_embeddings().register_forward_hook(rule_out)
+    bound = first_divergence(made, prompt, (5, 7, order[0]), (5, 7, order[500]))
+    assert not free.tie and not bound.tie and bound.gap == pytest.approx(free.gap, rel=0.1)

@@ -213,3 +213,20 @@ def test_a_projector_of_the_adapter_s_own_is_watched() -> None:
     report = report_of(adapter, "llava")
     assert failed(report) == {"features reused"}
     assert "own" in next(check.detail for check in report.checks if not check.passed)
+
+
+def test_wrong_logits_of_a_model_that_rules_tokens_out_are_caught() -> None:
+    """Their deviation over the whole vocabulary is no number, and anything would lie within such a bound."""
+    kind, frames_as, _ = MODELS["llava"]
+    adapter = create(kind)
+    adapter.load(ModelSpec("dummy:0", "llava", "tiny", dtype=torch.bfloat16, frames_as=frames_as), "cpu")
+
+    def rule_out(_module: Any, _inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., 100:200] = torch.finfo(logits.dtype).min
+        return logits
+
+    adapter.language_model().get_output_embeddings().register_forward_hook(rule_out)
+    assert "logits equal" not in failed(report_of(adapter, "llava"))
+    encode = adapter.encode
+    adapter.encode = lambda inputs: Features(tuple(embeds.flip(0) for embeds in encode(inputs).embeds))  # type: ignore[method-assign]
+    assert "logits equal" in failed(report_of(adapter, "llava"))

@@ -7,6 +7,7 @@ therefore the test in float32 alone; elsewhere the first differing step is looke
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ import torch
 
 from stagebench.models.base import Adapter, Prompt
 
-__all__ = ["LOGIT_TOLERANCE", "Divergence", "first_divergence"]
+__all__ = ["LOGIT_TOLERANCE", "Divergence", "first_divergence", "spread"]
 
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
 """Differences of logits that rounding explains, in units of the logits' standard deviation over the vocabulary. The two paths run the
@@ -36,6 +37,9 @@ class Divergence:
     """Distance of the two tokens' logits at that step, in standard deviations, mean of the passes; infinite where it cannot be read."""
     bound: float
     passes: int = 1
+    scattered: float | None = None
+    """Standard deviation of the passes, where it is more than rounding scatters them. Then `gap` is that of the first: a mean of eight
+    makes anything small that has either sign, such as the noise of a port whose dropout is on."""
 
     @property
     def tie(self) -> bool:
@@ -44,6 +48,8 @@ class Divergence:
 
     def __str__(self) -> str:
         looked = "" if self.passes == 1 else f" in the mean of {self.passes} passes"
+        if self.scattered is not None:
+            looked = f" in the first of {self.passes} passes, which scatter by {self.scattered:.3g}"
         between = f"{self.gap:.3g} standard deviations between the two logits{looked}"
         return f"they part at token {self.step}, with {between} ({self.bound:.3g} is rounding)"
 
@@ -62,15 +68,27 @@ def first_divergence(adapter: Adapter, prompt: Prompt, a: Sequence[int], b: Sequ
     if exact or step >= min(len(a), len(b)):
         return Divergence(step, float("inf"), bound)
     gaps = [_gap_after(adapter, prompt, a[:step], a[step], b[step])]
-    if abs(gaps[0]) > bound:
-        gaps += [_gap_after(adapter, prompt, a[:step], a[step], b[step]) for _ in range(PASSES - 1)]
-    return Divergence(step, abs(statistics.fmean(gaps)), bound, len(gaps))
+    if abs(gaps[0]) <= bound:
+        return Divergence(step, abs(gaps[0]), bound)
+    gaps += [_gap_after(adapter, prompt, a[:step], a[step], b[step]) for _ in range(PASSES - 1)]
+    if not all(map(math.isfinite, gaps)):
+        return Divergence(step, float("inf"), bound, PASSES)
+    scatter = statistics.stdev(gaps)
+    if scatter > bound:
+        return Divergence(step, abs(gaps[0]), bound, PASSES, scatter)
+    return Divergence(step, abs(statistics.fmean(gaps)), bound, PASSES)
 
 
 def _gap_after(adapter: Adapter, prompt: Prompt, ids: Sequence[int], one: int, other: int) -> float:
     """Logit of the one token less that of the other after prompt and ids, in standard deviations."""
     logits = _logits_after(adapter, prompt, ids)
-    return float((logits[one] - logits[other]) / logits.std())
+    return float(logits[one] - logits[other]) / (spread(logits, adapter.spec.dtype) or float("nan"))
+
+
+def spread(logits: torch.Tensor, dtype: torch.dtype) -> float:
+    """Standard deviation of the logits that a model of that dtype leaves sayable: one that rules tokens out by the dtype's least number
+    (Chameleon its image tokens) would else have any two logits next to each other."""
+    return float(logits[logits > torch.finfo(dtype).min / 2].std())
 
 
 @torch.inference_mode()
