@@ -228,7 +228,7 @@ class DigestIndex:
         import pyarrow.parquet as pq
 
         oldest = int(time.time() // 86400) - KEEP_DAYS
-        rows = sorted(stamp for stamp, seen in self._seen.items() if seen >= oldest)
+        rows = sorted(stamp for stamp, seen in self._seen.items() if seen >= oldest and _is_text(stamp.path))
         columns = {name: [getattr(row, name) for row in rows] for name in _Stamp._fields}
         columns |= {"digest": [self._known[row] for row in rows], "seen": [self._seen[row] for row in rows]}
         table = pl.DataFrame(columns).to_arrow()  # pa.array would import pandas
@@ -293,6 +293,15 @@ def _look(root: Path, name: str, path: str) -> _Stamp | str | dict[str, str]:
     except (OSError, ValueError):  # ValueError: a NUL in the path
         return UNREADABLE
     return UNREADABLE  # a socket, a pipe, a device
+
+
+def _is_text(name: str) -> bool:
+    """Whether Parquet takes it: a file's name may be any bytes. Files with other names are hashed each time."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _hash(path: Path, stamp: _Stamp) -> tuple[str, bool]:

@@ -237,6 +237,20 @@ def weight_below(study: Study, pick: random.Random) -> None:
 
 
 @edit
+def linked_tower(study: Study, pick: random.Random) -> None:
+    """A folder below the weights that is a link, into which the loader looks; and one back up, into which nothing should for ever."""
+    study.put(study.folder / "clip/config.json")
+    for name, to in (("tower2", study.folder / "clip"), ("up", study.folder / "weights")):
+        if not (study.folder / "weights" / name).is_symlink():
+            (study.folder / "weights" / name).symlink_to(to)
+
+
+@edit
+def name_of_other_bytes(study: Study, pick: random.Random) -> None:
+    Path(os.fsdecode(os.fsencode(study.root / "video/seq/f0") + b"/\xff\n.png")).write_text(str(pick.random()))
+
+
+@edit
 def no_weight(study: Study, pick: random.Random) -> None:
     shutil.rmtree(study.folder / "weights")
     (study.folder / "weights").mkdir()
@@ -573,6 +587,16 @@ def test_the_order_of_models_outlives_the_disk(study: Study) -> None:
     for plan in (Plan.read(study.plan_file), study.plan()):
         assert list(plan.config.models) == ["local", "eventgpt"], "compare.reference: null takes the first"
         assert plan.merge_params() == study.anew().merge_params()
+
+
+def test_a_folder_that_is_linked_below_the_weights_counts(study: Study) -> None:
+    EDITS["linked_tower"](study, random.Random(0))
+    study.settle()
+    before = study.plan()
+    before.write(study.plan_file)
+    study.put(study.folder / "clip/config.json")
+    study.settle()
+    assert study.plan() != before
 
 
 def test_weights_below_the_home_folder_count(study: Study, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -209,12 +209,17 @@ def _weight_files(weights: str) -> tuple[str, Path, dict[str, str]] | None:
     folder = Path(weights).expanduser()  # as the loader does
     if weights.startswith("dummy:") or not folder.is_dir():
         return None
-    files = {}
-    for path in sorted(folder.rglob("*")):  # folders below, too: a vision tower's settings or chat templates may lie there
-        below = path.relative_to(folder)
-        if path.suffix in WEIGHT_FILES and not path.is_dir() and not any(part.startswith(".") for part in below.parts):
-            files[below.as_posix()] = os.path.realpath(path) if path.is_symlink() else ""
-    return f"weights:{folder.resolve()}", folder, files
+    base = os.path.realpath(folder)
+    files, walked = {}, set()
+    for at, below, names in os.walk(base, followlinks=True):  # folders below, too: a vision tower's settings, chat templates
+        real = os.path.realpath(at)
+        below[:] = sorted(name for name in below if not name.startswith(".")) if real not in walked else ()  # a link may lead back up
+        walked.add(real)
+        for name in sorted(names):
+            if name.endswith(WEIGHT_FILES) and not name.startswith("."):
+                path, leads = f"{at}/{name}", os.path.realpath(f"{at}/{name}")
+                files[os.path.relpath(path, base)] = leads if leads != path else ""
+    return f"weights:{base}", folder, files
 
 
 def weight_looks(config: Config) -> list[tuple[str, Path, dict[str, str]]]:
