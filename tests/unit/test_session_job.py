@@ -18,6 +18,7 @@ from clip_study import extracted
 from stagebench.config import load_config
 from stagebench.demo import write_demo
 from stagebench.errors import TimingError
+from stagebench.models.hf import HuggingFaceAdapter
 from stagebench.plan import Plan
 from stagebench.rows import SCHEMA, Code
 from stagebench.session import run_job
@@ -97,6 +98,37 @@ def test_the_metadata_says_how_it_was_measured(first, plan):
     assert settings["timing"]["warmup"] == 1 and "max_samples" not in settings["timing"]
     assert found["machine"]["cpu"]["threads"] == 1 and "host" not in found["machine"]
     json.dumps(found, allow_nan=False)
+
+
+def test_the_cost_of_a_job_is_its_wall_time_however_it_ends(root, tmp_path, monkeypatch):
+    """A second job of the process, one that goes on, one that takes all rows over, and one whose runs all fail."""
+    plan = extracted(study(root), root / "cache")
+
+    def cost_of(name):
+        begin = time.monotonic()
+        timed(plan, root, tmp_path / f"{name}.parquet")
+        wall = time.monotonic() - begin
+        cost = read_metadata(tmp_path / f"{name}.parquet")["job"]["cost"]
+        assert sum(cost["parts"].values()) == pytest.approx(cost["wall_s"]) and 0.5 * wall < cost["wall_s"] <= wall
+        assert "start" not in cost["parts"] and min(cost["parts"].values()) >= 0 and 0 <= cost["share"] <= 1
+        return cost["parts"]
+
+    timed(plan, root, tmp_path / "before.parquet")
+    (tmp_path / "before.parquet").unlink()  # nothing may be taken over from it
+    with pytest.raises(Killed):
+        timed(plan, root, tmp_path / "resumed.parquet", progress=killed_after(3))
+    assert cost_of("resumed")["failed runs"] == 0
+    assert cost_of("others")["samples"] >= 0
+
+    def full(self, inputs):
+        time.sleep(0.1)
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(HuggingFaceAdapter, "encode", full)
+    for path in tmp_path.glob("*.parquet"):
+        path.unlink()
+    parts = cost_of("failed")
+    assert parts["samples"] == 0 and parts["failed runs"] >= 6 * 0.1 and parts["between samples"] < parts["failed runs"]
 
 
 def test_a_killed_job_goes_on_and_says_so(plan, root, tmp_path):

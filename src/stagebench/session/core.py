@@ -108,6 +108,8 @@ class Outcome:
     measuring_s: float = 0.0
     samples_s: float = 0.0
     """Of that, what passed inside timed runs, plain ones too: the rest is readings, synchronisation and the journal."""
+    failed_s: float = 0.0
+    """And what passed in runs that failed, which have no times."""
 
 
 def time_samples(
@@ -246,16 +248,15 @@ class _Loop:
         repeat = 0
         while go_on(totals, time.monotonic() - begin, repeats):
             plain_first = paired and repeat % 2 == 1  # either one goes first in turn, so that neither always finds warm caches
-            plain = self._run(group, length, plain=True) if plain_first else None
+            plain = self._counted(group, length, plain=True) if plain_first else None
             following, metered = self._following(group, length, repeat), self.metered.get(length, ())
-            run = self._run(group, length, following=following, metered=metered, sensors=self.monitor)
+            run = self._counted(group, length, following=following, metered=metered, sensors=self.monitor)
             before, after = run.borders or self._idle()
             if paired and not plain_first and run.status is Status.OK:
-                plain = self._run(group, length, plain=True)
+                plain = self._counted(group, length, plain=True)
             if plain is not None and plain.captures:
                 plain = None
             rows += self._rows(Measured(group, length, repeat, run, plain, before, after, self.counter))
-            self.outcome.samples_s += sum(r.times.total_ms for r in (run, plain) if r is not None and r.times is not None) * 1e-3
             if run.status is not Status.OK or run.times is None:
                 break  # what failed once is a row; running it again would cost a timeout or an OOM each time
             if not (run.captures and repeat == 0):  # that row is kept out of means, so it is no repeat either
@@ -269,6 +270,16 @@ class _Loop:
             for row in rows:
                 row["codes"] = [*row["codes"], Code.WARN_NOISY.value]
         return rows
+
+    def _counted(self, group: Group, length: str, **how: Any) -> Run:
+        """A run whose seconds count as those of samples, or of failures."""
+        begin = time.monotonic()
+        run = self._run(group, length, **how)
+        if run.times is None:
+            self.outcome.failed_s += time.monotonic() - begin
+        else:
+            self.outcome.samples_s += run.times.total_ms * 1e-3
+        return run
 
     def _run(
         self,

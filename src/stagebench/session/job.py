@@ -215,7 +215,8 @@ class _Job:
             watch=self.watch,
             counter=counter,
         )
-        self.cost.mark("between samples", {"warm-up": outcome.prepare_s, "samples": outcome.samples_s})
+        runs = {"warm-up": outcome.prepare_s, "samples": outcome.samples_s, "failed runs": outcome.failed_s}
+        self.cost.mark("between samples", runs)
         busy = others.others()
         after = machine.anchor(self.device)
         self.cost.mark("anchors")
