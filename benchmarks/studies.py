@@ -42,10 +42,14 @@ def keep_models() -> None:
 
     def load(config: Any, job: Any, *, device: str) -> Any:
         key = f"{config.models[job.model].adapter} {model_spec(config, job, device)}"
-        if job.variant.settings["engine"] == "speculative" or key not in kept:  # a draft comes with its job
+        drafted = job.variant.settings["engine"] == "speculative"  # a draft comes with its job, and goes with it
+        if drafted or key not in kept:
             kept.clear()
             clean()
-            kept[key] = load_adapter(config, job, device=device)
+            loaded = load_adapter(config, job, device=device)
+            if drafted:
+                return loaded
+            kept[key] = loaded
         return kept[key]
 
     jobs.load_adapter = load
