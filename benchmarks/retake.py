@@ -74,6 +74,7 @@ def video(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> None
     def measure(number: int) -> str:
         seconds = "2" if quick else "12"
         wanted = ["--readers", *READERS, "--cache", str(folder), "--output", str(output / f"video-{number}.json"), "--seconds", seconds]
+        (output / f"video-{number}.json").unlink(missing_ok=True)  # of an earlier run: a run that fails must not give its figures
         core = cores[number * (len(cores) // 2)]
         return run(output, f"video-{number}", [core], "video.py", "--classes", *groups[number], *wanted, libraries=libraries)
 
