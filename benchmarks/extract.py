@@ -21,6 +21,7 @@ import time
 from pathlib import Path
 
 from common import machine, table
+from stagebench._malloc import keep_freed
 from stagebench.config import load_config
 from stagebench.extract import extract_shard
 from stagebench.plan import build_plan
@@ -82,6 +83,7 @@ def main() -> None:
     parser.add_argument("--folder", help="where clips and shards are written; default: the temporary folder")
     parser.add_argument("--quick", action="store_true")
     arguments = parser.parse_args()
+    keep_freed()  # as scripts/extract.py does
     print(machine("av", "pyarrow"), f"; {len(os.sched_getaffinity(0))} cores usable")
     classes = [(640, 480, 1)] if arguments.quick else [(640, 480, 1), (640, 480, 5), (1440, 1080, 1)]
     rounds = 3 if arguments.quick else arguments.rounds

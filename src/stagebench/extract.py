@@ -14,7 +14,6 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagebench._malloc import keep_freed
 from stagebench._reading import ClipPixels, read_clip, read_row
 from stagebench.digests import DigestIndex, combine
 from stagebench.errors import ConfigError, DatasetError, PlanError, SourceError, StagebenchError, StoreError
@@ -74,7 +73,6 @@ def extract_shard(
     that may pass (I/O, memory: nothing is stored then); PlanError when a file is no longer what the plan says.
     """
     began = time.monotonic()
-    keep_freed()
     threads = max(1, threads)
     spec, dataset = plan.specs[shard.spec_id], plan.datasets[shard.dataset]
     clips = [dataset.clip(key) for key in shard.clips]
