@@ -130,6 +130,24 @@ def test_a_bucket_is_fetched_and_planned_and_after_a_change_there_only_that(made
     assert len(shards(study) - before) == 1
 
 
+def test_what_changed_there_is_fetched_though_the_copy_here_is_younger(made: Path, study: Study, bucket: Bucket) -> None:
+    """As when it was replaced while it was copied, or when the clocks differ."""
+    for path in sorted(p for p in made.rglob("*") if p.is_file()):
+        bucket.put(f"dsec/{path.relative_to(made).as_posix()}", path.read_bytes())
+    video = sorted(path.relative_to(made).as_posix() for path in made.rglob("*.mp4"))[0]
+    run = fetch(study, bucket)
+    assert not run.status, run.text[-4000:]
+    bucket.got()
+    time.sleep(1.1)
+    bucket.put(f"dsec/{video}", (made / video).read_bytes() + b"\0")
+    for path in (INDEX, video):
+        os.utime(study.data / path, (time.time() + 9,) * 2)
+    for expected in ([video], []):
+        run = fetch(study, bucket)
+        assert not run.status, run.text[-4000:]
+        assert bucket.got() == expected
+
+
 def test_a_key_is_taken_as_it_is_and_one_that_no_address_can_hold_is_refused(made: Path, study: Study, bucket: Bucket) -> None:
     index = (made / INDEX).read_text()
     name = re.search(r'"mp4_data": "([^"]*)"', index)[1]
