@@ -48,7 +48,7 @@ def partings(adapter: Adapter, seed: int, frames: int) -> Iterator[tuple[int, li
         step = next(i for i, (x, y) in enumerate(zip(a, b, strict=True)) if x != y)
         places.setdefault((tuple(a[:step]), frozenset((a[step], b[step]))), (a[step], b[step]))
     for (before, _), (one, other) in list(places.items())[:PLACES]:
-        yield len(before), [ties._gap_after(adapter, prompt, before, one, other) for _ in range(ties.PASSES)]
+        yield len(before), [ties.gap_after(adapter, prompt, before, one, other) for _ in range(ties.PASSES)]
 
 
 def main() -> None:

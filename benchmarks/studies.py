@@ -62,7 +62,7 @@ def study(configfile: Path, results: Path, cache: Path, budget: float, skip_veri
     from stagebench.merge import merge
     from stagebench.plan import build_plan
     from stagebench.session import run_job
-    from stagebench.standalone import _stands
+    from stagebench.standalone import stands
     from stagebench.verify import run_verify
 
     config = load_config(configfile)
@@ -85,7 +85,7 @@ def study(configfile: Path, results: Path, cache: Path, budget: float, skip_veri
     say(f"{config.study}: verified")
     for job in plan.jobs:
         output = results / job.path
-        if not only.search(job.path) or (output.exists() and _stands(output, plan.timing_fingerprint(job))):
+        if not only.search(job.path) or (output.exists() and stands(output, plan.timing_fingerprint(job))):
             continue
         if time.perf_counter() - BEGAN > budget:
             wrong.append(f"{config.study}: out of time before {job.path}")

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 Progress = Callable[[str, int, int, str], None]
 """(what, done, of, a note on the pace)."""
 
-__all__ = ["StudyResult", "config_from_flags", "run_study", "verify_study"]
+__all__ = ["StudyResult", "config_from_flags", "run_study", "stands", "verify_study"]
 
 log = logging.getLogger(__name__)
 
@@ -158,7 +158,7 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
             run_verify(plan, plan.verify_job(proof), results / proof, cache=cache, device=device)
             verified.add(proof)
         output = results / job.path
-        if not _stands(output, plan.timing_fingerprint(job)):
+        if not stands(output, plan.timing_fingerprint(job)):
             part = _Part(tell, "time samples", samples, all_samples, _Pace())
             run_job(plan, job, output, cache=cache, device=device, progress=part.samples, watch=part.pace.watch)
             timed += 1
@@ -211,7 +211,7 @@ class _Part:
         self.tell(self.what, self.begun + done, self.of, self.pace.of_tokens())
 
 
-def _stands(output: Path, settings: Mapping[str, Any]) -> bool:
+def stands(output: Path, settings: Mapping[str, Any]) -> bool:
     """Whether a timing file is there and says that it was measured with these settings, weights and versions."""
     from stagebench.session.output import read_metadata
 

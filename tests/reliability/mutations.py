@@ -164,7 +164,7 @@ GUARDS = [
           "self._total.begin_ns = time.time_ns()", "tests/reliability/test_code_execution.py::test_durations_come_from_no_wall_clock"),
     Guard("stale rows are refused by the merge", SRC + "merge/gather.py", "_planned(plan, job, _open(job, results)) for job", "_open(job, results) for job",
           "tests/reliability/test_results_folder.py::test_stale_results_are_redone_or_refused"),
-    Guard("stale rows are measured again", SRC + "standalone.py", "if not _stands(output, plan.timing_fingerprint(job)):",
+    Guard("stale rows are measured again", SRC + "standalone.py", "if not stands(output, plan.timing_fingerprint(job)):",
           "if not output.exists():", "tests/reliability/test_results_folder.py::test_stale_results_are_redone_or_refused"),
     Guard("each sample once", SRC + "merge/gather.py", "if frame.select(key).is_duplicated().any():", "if False:",
           "tests/unit/test_merge_refusals.py::test_refuses_a_file_that_is_not_what_the_plan_says"),

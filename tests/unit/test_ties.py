@@ -59,7 +59,7 @@ def test_a_pass_that_finds_no_tie_is_made_again_and_their_mean_judges(monkeypatc
 
     def judged(gaps):
         seen = iter(gaps)
-        monkeypatch.setattr(ties, "_gap_after", lambda *_: next(seen))
+        monkeypatch.setattr(ties, "gap_after", lambda *_: next(seen))
         return first_divergence(made, prompt, (5, 7), (5, 8))
 
     near = judged([0.05])
@@ -95,7 +95,7 @@ def test_logits_that_are_no_numbers_are_no_tie(monkeypatch):
     made, prompt = load("hf", "llava", dtype=torch.bfloat16)
     for odd in (float("nan"), float("inf")):
         seen = iter([0.3, odd, *[0.01] * (PASSES - 2)])
-        monkeypatch.setattr(ties, "_gap_after", lambda *_, seen=seen: next(seen))
+        monkeypatch.setattr(ties, "gap_after", lambda *_, seen=seen: next(seen))
         assert first_divergence(made, prompt, (5, 7), (5, 8)).gap == float("inf")
 
 

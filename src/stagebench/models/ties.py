@@ -17,7 +17,7 @@ import torch
 
 from stagebench.models.base import Adapter, Prompt
 
-__all__ = ["LOGIT_TOLERANCE", "Divergence", "first_divergence", "spread"]
+__all__ = ["LOGIT_TOLERANCE", "PASSES", "Divergence", "first_divergence", "gap_after", "spread"]
 
 LOGIT_TOLERANCE = {torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 6e-2}
 """Differences of logits that rounding explains, in units of the logits' standard deviation over the vocabulary. The two paths run the
@@ -67,10 +67,10 @@ def first_divergence(adapter: Adapter, prompt: Prompt, a: Sequence[int], b: Sequ
     bound = 0.0 if exact else 2 * LOGIT_TOLERANCE[adapter.spec.dtype]
     if exact or step >= min(len(a), len(b)):
         return Divergence(step, float("inf"), bound)
-    gaps = [_gap_after(adapter, prompt, a[:step], a[step], b[step])]
+    gaps = [gap_after(adapter, prompt, a[:step], a[step], b[step])]
     if abs(gaps[0]) <= bound:
         return Divergence(step, abs(gaps[0]), bound)
-    gaps += [_gap_after(adapter, prompt, a[:step], a[step], b[step]) for _ in range(PASSES - 1)]
+    gaps += [gap_after(adapter, prompt, a[:step], a[step], b[step]) for _ in range(PASSES - 1)]
     if not all(map(math.isfinite, gaps)):
         return Divergence(step, float("inf"), bound, PASSES)
     scatter = statistics.stdev(gaps)
@@ -79,7 +79,7 @@ def first_divergence(adapter: Adapter, prompt: Prompt, a: Sequence[int], b: Sequ
     return Divergence(step, abs(statistics.fmean(gaps)), bound, PASSES)
 
 
-def _gap_after(adapter: Adapter, prompt: Prompt, ids: Sequence[int], one: int, other: int) -> float:
+def gap_after(adapter: Adapter, prompt: Prompt, ids: Sequence[int], one: int, other: int) -> float:
     """Logit of the one token less that of the other after prompt and ids, in standard deviations."""
     logits = _logits_after(adapter, prompt, ids)
     return float(logits[one] - logits[other]) / (spread(logits, adapter.spec.dtype) or float("nan"))
