@@ -35,7 +35,12 @@ def files(repo: Path) -> list[tuple[str, Path]]:
 
 
 def test_nothing_runs_code_from_files(repo: Path) -> None:
-    wrong = [f"{name}:{node.lineno} {called}" for name, path in files(repo) for called, node in calls(path) if called in NEVER]
+    wrong = [
+        f"{name}:{node.lineno} {called}"
+        for name, path in files(repo)
+        for called, node in calls(path)
+        if called in NEVER and ast.unparse(node) != "ctypes.CDLL(None)"  # the process itself, whose symbols are loaded already
+    ]
     assert not wrong
 
 
