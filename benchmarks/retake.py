@@ -1,7 +1,7 @@
 """Takes the video, write and read tables of docs/results/store.md again, one after the other on cores of their own.
 
-    python3 benchmarks/retake.py                  # one quiet machine with 4 cores or more, about 5 minutes
-    python3 benchmarks/retake.py --parts video    # or write, read: 1 to 2 minutes each
+    python3 benchmarks/retake.py                  # one quiet machine with 4 cores or more, about 6 minutes
+    python3 benchmarks/retake.py --parts video    # or write, read: 1 to 3 minutes each
     python3 benchmarks/retake.py --quick          # every part, few rounds: does it work here?
 
 Needs numpy, pyarrow, Pillow, pydantic, PyYAML, filelock, av, and what of the peers there is: torch with torchcodec, decord,
@@ -107,7 +107,7 @@ def _cell(clip: dict, reader: str) -> str:
 def write(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> None:
     """MP4 -> shard, on two cores."""
     two = [cores[0], cores[len(cores) // 2]]  # neighbours may be two threads of one core
-    print(run(output, "write", two, "extract.py", "--folder", str(folder), *(["--quick"] if quick else ["--clips", "32"])))
+    print(run(output, "write", two, "extract.py", "--folder", str(folder), *(["--quick"] if quick else ["--clips", "32", "64"])))
 
 
 def read(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> None:
