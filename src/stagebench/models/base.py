@@ -118,7 +118,7 @@ class Features:
         for embed in self.embeds:
             flat = embed.detach().contiguous()
             digest.update(f"{tuple(flat.shape)}{flat.dtype}".encode())
-            digest.update(flat.view(torch.uint8).cpu().numpy().data)
+            digest.update(_on_host(flat.view(torch.uint8)).numpy().data)
         return digest.hexdigest()
 
 
@@ -209,3 +209,10 @@ class Adapter(Protocol):
 
     def tokenizer_digest(self) -> str:
         """Equal for tokenizers that map ids to the same strings: acceptance is refused between different ones."""
+
+
+def _on_host(tensor: torch.Tensor) -> torch.Tensor:
+    """A copy in the host's memory; from a GPU by way of page-locked memory, which torch keeps for the next one."""
+    if tensor.device.type != "cuda":
+        return tensor.cpu()
+    return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True).copy_(tensor)
