@@ -28,6 +28,9 @@ __all__ = ["ClipPixels", "ExtractReport", "extract_shard", "failures_allowed", "
 
 log = logging.getLogger(__name__)
 
+_AHEAD = 3
+"""Clips beyond those being read: without them a reader would wait while a row is written, or while the next in order takes long."""
+
 Progress = Callable[[int, int], None]
 """Called with (clips done, clips)."""
 
@@ -67,7 +70,8 @@ def extract_shard(
 ) -> ExtractReport:
     """Write a shard, whole or not at all; its rows stand in the plan's order.
 
-    output: its path; cache: where earlier shards are looked for. threads: clips read at once; one or two more are held in memory.
+    output: its path; cache: where earlier shards are looked for. threads: clips read and encoded at once; up to four more are held in
+    memory, two of them on their way into the file.
     A clip that cannot be read becomes a row with its reason.
     Raises StoreError when more clips fail than `failures_allowed` (with counts and reasons), on a full disk, and for a read error
     that may pass (I/O, memory: nothing is stored then); PlanError when a file is no longer what the plan says.
@@ -86,7 +90,7 @@ def extract_shard(
     earlier = _Earlier(shard.earlier(cache), digests, spec)
     try:
         pool = ThreadPoolExecutor(threads, thread_name_prefix="extract") if threads > 1 else None
-        with pool or nullcontext(), ShardWriter(output, shard.kind, spec, codec=spec.get("codec", "none"), pool=pool) as writer:
+        with pool or nullcontext(), ShardWriter(output, shard.kind, spec, codec=spec.get("codec", "none")) as writer:
             for number, (clip, row) in enumerate(_in_order(clips, earlier, reader, writer, pool, threads), 1):
                 meta = (row.row if isinstance(row, EncodedRow) else row).meta
                 carried += clip.key in earlier
@@ -127,7 +131,7 @@ def _in_order(
     try:
         rest = iter(clips)
         while True:
-            for ahead in islice(rest, threads + 1 - len(waiting)):
+            for ahead in islice(rest, threads + _AHEAD - len(waiting)):
                 read = None if ahead.key in earlier else pool.submit(lambda clip: writer.encode(reader.row(clip)), ahead)
                 waiting.append((ahead, read))
             if not waiting:

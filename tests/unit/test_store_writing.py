@@ -8,10 +8,8 @@ import random
 import signal
 import subprocess
 import sys
-import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -32,39 +30,7 @@ def test_an_exception_leaves_nothing(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("interrupts", [1, 2])
-def test_an_interrupt_closes_no_file_that_is_still_written_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, interrupts: int) -> None:
-    """Else the bytes would go to whatever file is opened next: it gets the same number."""
-    real, refused, waits = os.pwrite, [], [0.05] * 99 + [0.8]  # the first write ends last
-
-    def slow(fd: int, data: bytes, at: int) -> int:
-        if threading.current_thread() is not threading.main_thread():
-            time.sleep(waits.pop())
-        try:
-            return real(fd, data, at)
-        except OSError as error:
-            refused.append(error)
-            raise
-
-    monkeypatch.setattr(os, "pwrite", slow)
-    timers = [threading.Timer(0.2 + 0.1 * n, os.kill, (os.getpid(), signal.SIGINT)) for n in range(interrupts)]
-    with ThreadPoolExecutor(2) as pool:
-        with pytest.raises(KeyboardInterrupt), ShardWriter(tmp_path / "a.parquet", "frames", SPEC, pool=pool) as writer:
-            for timer in timers:
-                timer.start()
-            for i in range(4):
-                writer.add(ClipRow.from_frames(f"c{i}", "d", pixels(i)))
-        for timer in timers:
-            timer.join()
-        with (tmp_path / "other").open("wb") as other:
-            pool.shutdown()
-            assert os.fstat(other.fileno()).st_size == 0
-    assert refused == []
-    assert [path.name for path in tmp_path.iterdir()] == ["other"]
-
-
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_caught_write_error_commits_no_shard_with_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: int) -> None:
+def test_a_caught_write_error_commits_no_shard_with_a_hole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, faults = os.pwrite, [errno.EIO]
 
     def once(fd: int, data: bytes, at: int) -> int:
@@ -74,9 +40,7 @@ def test_a_caught_write_error_commits_no_shard_with_a_hole(tmp_path: Path, monke
 
     monkeypatch.setattr(os, "pwrite", once)
     errors = []
-    pool = ThreadPoolExecutor(threads) if threads else None
-    path, pool = tmp_path / "a.parquet", ThreadPoolExecutor(threads) if threads else None
-    with pool or nullcontext(), pytest.raises(StoreError, match="an earlier"), ShardWriter(path, "frames", SPEC, pool=pool) as writer:
+    with pytest.raises(StoreError, match="an earlier"), ShardWriter(tmp_path / "a.parquet", "frames", SPEC) as writer:
         for i in range(9):
             try:
                 writer.add(ClipRow.from_frames(f"c{i}", "d", pixels(i)))
@@ -149,7 +113,7 @@ def _kinds() -> dict[str, tuple[str, str, list[ClipRow]]]:
 def _write_rows(path: Path, name: str, threads: int) -> bytes:
     kind, codec, rows = _kinds()[name]
     spec = CLIP_SPEC if name == "raw" else SPEC
-    with ThreadPoolExecutor(max(1, threads)) as pool, ShardWriter(path, kind, spec, codec, pool if threads else None) as writer:
+    with ThreadPoolExecutor(max(1, threads)) as pool, ShardWriter(path, kind, spec, codec) as writer:
         encoded = pool.map(writer.encode, rows) if threads else rows
         for row in encoded:
             writer.add(row)
@@ -157,7 +121,7 @@ def _write_rows(path: Path, name: str, threads: int) -> bytes:
 
 
 @pytest.mark.parametrize("name", list(_kinds()))
-def test_the_bytes_are_the_same_whoever_encodes_and_writes_them(tmp_path: Path, name: str) -> None:
+def test_the_bytes_are_the_same_whoever_encodes_them(tmp_path: Path, name: str) -> None:
     alone = _write_rows(tmp_path / "a.parquet", name, 0)
     for threads in (1, 2, 4):
         assert _write_rows(tmp_path / f"{threads}.parquet", name, threads) == alone
@@ -238,14 +202,11 @@ def test_a_living_writers_file_is_left_alone(tmp_path: Path) -> None:
         assert shard.clips == ("a", "b")
 
 
-@pytest.mark.parametrize("threads", [0, 2])
-def test_a_full_disk_is_a_clear_error(tmp_path: Path, threads: int) -> None:
+def test_a_full_disk_is_a_clear_error(tmp_path: Path) -> None:
     """In a process of its own, in which writing comes to an end as on a disk that runs full."""
     code = """
 import errno, os, sys
 import numpy as np
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from pathlib import Path
 import stagebench.store._writer as module
 from stagebench.errors import StoreError
@@ -261,16 +222,15 @@ def full(fd, data, at):
     return done
 
 module.os.pwrite = full
-path, threads = Path(sys.argv[1]), int(sys.argv[2])
-pool = ThreadPoolExecutor(threads) if threads else None
+path = Path(sys.argv[1])
 try:
-    with pool or nullcontext(), module.ShardWriter(path, "frames", {}, pool=pool) as writer:
+    with module.ShardWriter(path, "frames", {}) as writer:
         for i in range(9): writer.add(ClipRow.from_frames(f"c{i}", "d", np.zeros((2, 20, 30, 3), np.uint8)))
 except StoreError as error:
     print(error)
 print(os.listdir(path.parent))
 """
-    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet"), str(threads)]
+    command = [sys.executable, "-c", code, str(tmp_path / "a.parquet")]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "the disk is full" in done.stdout and "stagebench cache prune" in done.stdout
     assert done.stdout.splitlines()[-1] == "[]"

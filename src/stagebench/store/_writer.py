@@ -10,9 +10,7 @@ import json
 import os
 import secrets
 import shutil
-from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import Executor, Future, wait
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import TracebackType
@@ -30,8 +28,6 @@ __all__ = ["ShardWriter"]
 
 CODECS = ("none", "lz4", "zstd")
 _MAGIC = b"PAR1"
-_AHEAD = 2
-"""Rows that may wait to be written by the pool: they are held in memory."""
 
 
 class _Placed(NamedTuple):
@@ -49,12 +45,12 @@ class ShardWriter:
 
     path: the final name. kind: frames | events. spec: the extraction spec, kept in the file.
     codec: of the pixels of a frames shard; event shards are zstd-1 in any case.
-    pool: what puts rows into the file, each at its place; without one, `add` does. It must outlive the writer's `with` block. The file's
-    bytes are the rows' in their order, whatever the pool and whoever encoded them.
+    One thread adds rows. It writes them, too: several that write one file wait for each other in the system. The file's bytes are the
+    rows' in their order, whoever encoded them.
     Raises StoreError where the disk is full or refuses, for a row of another content, and for a clip that is there already.
     """
 
-    def __init__(self, path: Path, kind: str, spec: Mapping[str, Any], codec: str = "none", pool: Executor | None = None) -> None:
+    def __init__(self, path: Path, kind: str, spec: Mapping[str, Any], codec: str = "none") -> None:
         if codec not in CODECS:
             raise StoreError(f"codec {codec!r}: expected one of {', '.join(CODECS)}. Set cache.codec.")
         if kind not in ("frames", "events"):
@@ -64,7 +60,6 @@ class ShardWriter:
         self.spec = dict(spec)
         self.raw_events = holds_raw_events(kind, spec)
         self._encoder = RowEncoder(kind, raw_events=self.raw_events, codec=codec if kind == "frames" else "zstd")
-        self._pool = pool
         self._clips: dict[str, tuple[str, str]] = {}
         self._failed_first: list[ClipRow] = []  # before the first row with pixels: their column's type is not known yet
         self._known = self.raw_events  # whether it is
@@ -72,7 +67,6 @@ class ShardWriter:
         self._temp: Path | None = None
         self._fd = -1
         self._flusher: Flusher | None = None
-        self._pending: deque[Future[None]] = deque()
         self._broken = False
         """While a row is added, and for good once that failed: the file has a hole."""
         self._begin()
@@ -106,7 +100,7 @@ class ShardWriter:
         return self._encoder.encode(row, self._fixed if self._known else self._own_size(row))
 
     def add(self, row: ClipRow | EncodedRow) -> None:
-        """Append one clip as one row group. With a pool, its arrays must not change before the writer's `with` block has ended.
+        """Append one clip as one row group, which is in the file when this returns.
 
         Once a row could not be written, nothing can: no further row is taken, and the exit commits nothing. A row that is refused
         for what it is (of another content, too large, there already) harms no other.
@@ -172,34 +166,19 @@ class ShardWriter:
             else:
                 self._structure.add(piece)
         self._at += encoded.nbytes
-        self._put([piece for piece, _ in encoded.pieces], at)
+        self._write([piece for piece, _ in encoded.pieces], at)
 
-    def _put(self, pieces: Sequence[Bytes], at: int) -> None:
-        """Write at a place, now or soon."""
-        if self._pool is None:
-            self._write(self._fd, pieces, at)
-            return
-        self._written(_AHEAD - 1)
-        self._pending.append(self._pool.submit(self._write, self._fd, pieces, at))
-
-    def _write(self, fd: int, pieces: Sequence[Bytes], at: int) -> None:
+    def _write(self, pieces: Sequence[Bytes], at: int) -> None:
         for piece in pieces:
             view = memoryview(piece)
             while view:
-                done = os.pwrite(fd, view, at)
+                done = os.pwrite(self._fd, view, at)
                 view, at = view[done:], at + done
         if self._flusher is not None:
             self._flusher.wrote(sum(map(len, pieces)))
 
-    def _written(self, but: int = 0) -> None:
-        """Wait for the pool's writes but the last few. Raises what went wrong there."""
-        while len(self._pending) > but:
-            self._pending[0].result()  # an interrupt here leaves it for `_discard` to wait for
-            self._pending.popleft()
-
     def _loosen(self) -> None:
         """A clip of another size: write the rows so far again, with a column that takes any size."""
-        self._written()
         old, fd, earlier, fixed = self._temp, self._fd, self._placed, self._fixed
         flusher, self._flusher = self._flusher, None
         self._temp, self._fd = None, -1
@@ -235,8 +214,7 @@ class ShardWriter:
             SEAL_KEY: UNSEALED,
         }
         footer = self._encoder.footer(self._fixed, self._groups, metadata)
-        self._put([sealed(footer, self._structure.hexdigest(), self.path)], self._at)
-        self._written()
+        self._write([sealed(footer, self._structure.hexdigest(), self.path)], self._at)
         if self._flusher is not None:
             self._flusher.close()
         os.fsync(self._fd)
@@ -254,7 +232,7 @@ class ShardWriter:
         self._flusher = Flusher(self._fd)
         self._structure.add(_MAGIC)
         self._at = len(_MAGIC)
-        self._write(self._fd, [_MAGIC], 0)
+        self._write([_MAGIC], 0)
 
     def _sweep(self) -> None:
         """Remove what a killed writer of this shard left; leave what a living one holds locked."""
@@ -272,14 +250,6 @@ class ShardWriter:
                 os.close(fd)
 
     def _discard(self) -> None:
-        interrupt: BaseException | None = None
-        while True:
-            try:
-                wait([write for write in self._pending if not write.cancel()])
-                break
-            except BaseException as error:  # a write under way would go to whatever file got this one's number
-                interrupt = error
-        self._pending.clear()
         try:
             if self._flusher is not None:
                 with contextlib.suppress(OSError):
@@ -287,8 +257,6 @@ class ShardWriter:
         finally:
             _remove(self._temp, self._fd)
             self._temp, self._fd, self._flusher = None, -1, None
-        if interrupt is not None:
-            raise interrupt
 
     @contextlib.contextmanager
     def _disk(self, nbytes: int = 0) -> Iterator[None]:
