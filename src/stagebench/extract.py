@@ -14,9 +14,9 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from stagebench._originals import Originals
 from stagebench._reading import ClipPixels, read_clip, read_row
-from stagebench.digests import DigestIndex, combine
-from stagebench.errors import ConfigError, DatasetError, PlanError, SourceError, StagebenchError, StoreError
+from stagebench.errors import ConfigError, DatasetError, SourceError, StagebenchError, StoreError
 from stagebench.plan import origin
 from stagebench.store import ClipRow, EncodedRow, Shard, ShardWriter
 
@@ -151,10 +151,10 @@ class _Reader:
 
     def __init__(self, root: Path, kind: str, spec: Mapping[str, object], digests: Mapping[str, str]) -> None:
         self._root = root
+        self._originals = Originals(root)
         self._kind = kind
         self._spec = spec
         self._digests = digests
-        self._hashed: dict[tuple[object, ...], str] = {}
 
     def row(self, clip: Clip) -> ClipRow:
         digest = self._digests[clip.key]
@@ -174,32 +174,9 @@ class _Reader:
         except Exception as error:  # a hostile file may make a library raise anything; the other clips go on
             log.exception("%s", clip.key)
             row = ClipRow.failed(clip.key, digest, f"{type(error).__name__}: {_one_line(error)}")
-        self._check_unchanged(clip, digest)
+        # the shard's name says which bytes it is made from: those of the planning must be those that were read
+        self._originals.check(clip, origin(clip, self._kind), digest.partition(":")[2])
         return row
-
-    def _check_unchanged(self, clip: Clip, planned: str) -> None:
-        """The shard's name says which bytes it is made from: those of the planning must be those that were read."""
-        entry = origin(clip, self._kind)
-        if entry is None:
-            return
-        files = clip.files[entry]
-        paths = (files,) if isinstance(files, str) else tuple(files)
-        digests = {path: self._digest(path) for path in paths}
-        found = digests[files] if isinstance(files, str) else combine({f"{n:06d}": digests[path] for n, path in enumerate(paths)})
-        if f"{entry}:{found}" != planned:
-            raise PlanError(f"{clip.key}: {paths[0]} is not what it was when the study was planned. Run snakemake again: it plans anew.")
-
-    def _digest(self, path: str) -> str:
-        key: tuple[object, ...]
-        try:
-            status = (self._root / path).stat()
-            key = (path, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
-        except (OSError, ValueError):
-            key = (path,)
-        if key not in self._hashed:  # many clips may be windows of one long recording
-            # an index that is not entered remembers nothing: the bytes are read
-            self._hashed[key] = DigestIndex(self._root / "unused").digests("", self._root, [path])[path]
-        return self._hashed[key]
 
 
 class _Earlier:

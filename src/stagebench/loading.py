@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from stagebench._originals import Originals
 from stagebench._reading import read_clip, render_events
 from stagebench.errors import PlanError, SourceError, StoreError
 from stagebench.plan import origin
@@ -35,7 +36,7 @@ class Loader:
         self.kind: str = settings["input"]
         self.spec: Mapping[str, Any] = plan.specs[job.block.spec_id]
         self.verify_ms = 0.0
-        """What verification of the shards took; 0 for live sources."""
+        """What verification took: of the shards, or of a live source's files against the plan."""
         self.scratch_ms = 0.0
         """What copying the shards to cache.scratch took."""
         self._plan = plan
@@ -59,9 +60,11 @@ class Loader:
 
     def open(self) -> float:
         """Make every later `load` a plain read: shards copied where asked, verified and matched with the plan, memory touched,
-        kernels compiled. Returns the milliseconds of verification.
+        kernels compiled. Files of a live source are read once and held against the plan, too, so that a timed load of any source finds
+        its bytes in the page cache as far as that holds them. Returns the milliseconds of verification.
 
-        Raises ChecksumError for a damaged shard, StoreError for a missing or other one than the plan names.
+        Raises ChecksumError for a damaged shard, StoreError for a missing or other one than the plan names, PlanError for a live
+        source's file that has changed since.
         """
         if self.source == "cache":
             for name in self._job.block.shards:
@@ -76,6 +79,8 @@ class Loader:
             largest = max((row.rgb_bytes for row in rows), default=0)
             for buffer in self._buffers:
                 buffer.reserve(largest)
+        else:
+            self._check_originals()
         if self.kind == "events" and self.source != "png":
             from stagebench.render import prepare
 
@@ -149,6 +154,15 @@ class Loader:
                         f"{path}: clip {clip} is made from {shard.digests[clip]}, the plan says {wanted}. Delete it and run again."
                     )
                 self._where[clip] = shard
+
+    def _check_originals(self) -> None:
+        begin = time.perf_counter_ns()
+        originals = Originals(self._dataset.root)
+        for key in self._clips:
+            clip = self._dataset.clip(key)
+            entry = origin(clip, self.kind, self.source)
+            originals.check(clip, entry, self._dataset.digest(key, entry))
+        self.verify_ms += (time.perf_counter_ns() - begin) * 1e-6
 
     def _copy(self, path: Path, scratch: Path) -> Path:
         """A shard on the node's own disk. The copy is verified, not the original: what is read is what was checked."""

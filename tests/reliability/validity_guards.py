@@ -83,6 +83,8 @@ VALIDITY = [
           REFUSALS + "test_refuses_differing_study_fingerprints_and_shows_the_difference"),
     Guard("machines are kept apart", SRC + "merge/gather.py", 'pl.lit(file.machine_label).alias("machine")', 'pl.lit("one").alias("machine")',
           REFUSALS + "test_keeps_machines_apart"),
+    Guard("live files are those that were planned", SRC + "loading.py", "            self._check_originals()\n", "            pass\n",
+          "tests/unit/test_loading.py::test_a_live_source_that_changed_since_the_planning_is_refused"),
     Guard("ids end at EOS", SRC + "session/build.py", 'return "EOS stands before the end"', "return None",
           OUTPUTS + "test_ids_past_eos_are_invalid"),
     Guard("the encoder is counted", SRC + "session/build.py", "codes.append(Code.INVALID_ENCODER_CALLS)", "pass",
