@@ -23,14 +23,11 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from itertools import chain
 from pathlib import Path
 
 from video import CLASSES, make_clip
 
 HERE = Path(__file__).resolve().parent
-LONG, LONGEST = ["640x480 1 s", "640x480 5 s", "640x480 20 s", "1440x1080 1 s", "1440x1080 5 s"], ["1440x1080 20 s"]
-"""Two processes at a time: six, each in a memory that the others fill, differ by more than what is measured."""
 READERS = ["torchcodec exact", "PyAV full decode", "OpenCV grab", "decord", "PyAV seek a frame"]
 
 
@@ -46,8 +43,8 @@ def plain_names(folder: Path) -> str:
     return f"{folder}:{bundled}" if bundled.exists() else ""
 
 
-def run(output: Path, name: str, cores: Sequence[int], script: str, *arguments: str, libraries: str = "") -> str:
-    """A benchmark on these cores; what it prints, which is also put into the folder."""
+def run(output: Path, name: str, cores: Sequence[int], script: str, *arguments: str, libraries: str = "") -> tuple[str, bool]:
+    """A benchmark on these cores; what it prints, which is also put into the folder, and whether it ended well."""
     paths = [str(HERE.parent / "src"), *filter(None, [os.environ.get("PYTHONPATH")])]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), "OMP_NUM_THREADS": "1"}
     if libraries:
@@ -60,38 +57,31 @@ def run(output: Path, name: str, cores: Sequence[int], script: str, *arguments: 
     )
     told = f"$ {script} {' '.join(arguments)}   # cores {list(cores)}, {time.monotonic() - begin:.0f} s, exit {done.returncode}\n"
     (output / f"{name}.txt").write_text(told + done.stdout)
-    return told + done.stdout
+    return told + done.stdout, done.returncode == 0
 
 
-def video(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> None:
-    """All classes into one table: ours in ms, peers as multiples of it."""
+def video(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> bool:
+    """All classes into one table: ours in ms, peers as multiples of it. One after the other: of two at a time, each in a memory that the
+    other fills, the larger took half as long again, and its peers another part of that."""
     (folder / "names").mkdir()
     libraries = plain_names(folder / "names")
-    groups = [["640x480 1 s", "640x480 5 s"]] if quick else [LONG, LONGEST]
+    classes = list(CLASSES)[:2] if quick else list(CLASSES)
     with ThreadPoolExecutor() as pool:
-        list(pool.map(lambda name: make_clip(folder / f"{name.replace(' ', '_')}.mp4", *CLASSES[name]), chain.from_iterable(groups)))
-
-    def measure(number: int) -> str:
-        seconds = "2" if quick else "12"
-        wanted = ["--readers", *READERS, "--cache", str(folder), "--output", str(output / f"video-{number}.json"), "--seconds", seconds]
-        (output / f"video-{number}.json").unlink(missing_ok=True)  # of an earlier run: a run that fails must not give its figures
-        core = cores[number * (len(cores) // 2)]
-        return run(output, f"video-{number}", [core], "video.py", "--classes", *groups[number], *wanted, libraries=libraries)
-
-    with ThreadPoolExecutor(2) as pool:
-        told = list(pool.map(measure, range(len(groups))))
-    found: dict[str, dict] = {}
-    for number, text in enumerate(told):
-        path = output / f"video-{number}.json"
-        if not path.exists():
-            print(text)
-            continue
-        report = json.loads(path.read_text())
-        found |= report["clips"]
-        print("; ".join(f"{k} {v}" for k, v in [*report["versions"].items(), *report["missing"].items()]))
+        list(pool.map(lambda name: make_clip(folder / f"{name.replace(' ', '_')}.mp4", *CLASSES[name]), classes))
+    path = output / "video.json"
+    path.unlink(missing_ok=True)  # of an earlier run: a run that fails must not give its figures
+    wanted = ["--readers", *READERS, "--cache", str(folder), "--output", str(path), "--seconds", "2" if quick else "12"]
+    told, done = run(output, "video", cores[:1], "video.py", "--classes", *classes, *wanted, libraries=libraries)
+    if not done or not path.exists():
+        print(told)
+        return False
+    report = json.loads(path.read_text())
+    found = report["clips"]
+    print("; ".join(f"{k} {v}" for k, v in [*report["versions"].items(), *report["missing"].items()]))
     print(f"\n| reader | {' | '.join(found)} |\n" + "|---" * (len(found) + 1) + "|")
     for reader in ["stagebench", *READERS]:
         print(f"| {reader} | " + " | ".join(_cell(clip, reader) for clip in found.values()) + " |", flush=True)
+    return True
 
 
 def _cell(clip: dict, reader: str) -> str:
@@ -104,17 +94,23 @@ def _cell(clip: dict, reader: str) -> str:
     return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}){differs}"
 
 
-def write(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> None:
+def write(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> bool:
     """MP4 -> shard, on two cores."""
     two = [cores[0], cores[len(cores) // 2]]  # neighbours may be two threads of one core
-    print(run(output, "write", two, "extract.py", "--folder", str(folder), *(["--quick"] if quick else ["--clips", "32", "64"])))
+    told, done = run(output, "write", two, "extract.py", "--folder", str(folder), *(["--quick"] if quick else ["--clips", "32", "64"]))
+    print(told)
+    return done
 
 
-def read(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> None:
+def read(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> bool:
     """Frames from shards, on one core: uncompressed by number of frames, then the codecs."""
     whole: list[tuple[str, list[str]]] = [("read", ["--codecs", "none"]), ("read-codecs", ["--frames", "8"])]
+    well = True
     for name, arguments in [("read", ["--quick"])] if quick else whole:
-        print(run(output, name, cores[:1], "store_read.py", "--folder", str(folder), *arguments))
+        told, done = run(output, name, cores[:1], "store_read.py", "--folder", str(folder), *arguments)
+        print(told)
+        well = well and done
+    return well
 
 
 PARTS = {"video": video, "write": write, "read": read}
@@ -129,13 +125,17 @@ def main() -> int:
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     cores = sorted(os.sched_getaffinity(0))
+    failed: list[str] = []
     for name in arguments.parts:
         begin = time.monotonic()
         print(f"\n## {name}: {len(cores)} cores, load {os.getloadavg()[0]:.1f}\n", flush=True)
         with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-            PARTS[name](arguments.output, cores, Path(folder), arguments.quick)
+            if not PARTS[name](arguments.output, cores, Path(folder), arguments.quick):
+                failed.append(name)
         print(f"\n{name}: {time.monotonic() - begin:.0f} s", flush=True)
-    return 0
+    if failed:
+        print(f"failed: {', '.join(failed)}", file=sys.stderr)
+    return bool(failed)
 
 
 if __name__ == "__main__":
