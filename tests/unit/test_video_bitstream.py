@@ -10,10 +10,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagebench.sources import _fast
-from stagebench.sources._bitstream import Doubt, survey
+from stagebench.sources._bitstream import Doubt, Picture, survey
 from stagebench.sources._boxes import missing_end
 
 IDR, SLICE, SEI, OTHER_SLICE_PART = b"\x65\x88\x00\x00", b"\x41\x9a\x00\x00", b"\x06\x05\x01\x80", b"\x41\x5a\x00\x00"
+SPARE, OTHER_SPARE_PART = b"\x01\x9a\x00\x00", b"\x01\x5a\x00\x00"
 
 
 def _bits(text: str) -> bytes:
@@ -41,14 +42,37 @@ def _hvcc(sps: bytes, count: int = 1) -> bytes:
 
 
 HEVC_SPS = b"\x42\x01\x01"
-HEVC_IDR, HEVC_TRAIL = b"\x26\x01\xaf\x00", b"\x02\x01\xd0\x00"
+HEVC_IDR, HEVC_TRAIL, HEVC_SPARE = b"\x26\x01\xaf\x00", b"\x02\x01\xd0\x00", b"\x00\x01\xd0\x00"
 
 
 def test_plain_streams_are_proven() -> None:
     packets = [_packet(SEI, IDR, b"\x0b"), _packet(SLICE), _packet(SLICE, OTHER_SLICE_PART)]
-    assert survey("h264", _avcc(_sps()), packets) == [True, False, False]
-    assert survey("h264", _avcc(_sps()), [_packet(_sps(), IDR)]) == [True]
-    assert survey("hevc", _hvcc(HEVC_SPS), [_packet(HEVC_SPS, HEVC_IDR), _packet(HEVC_TRAIL)]) == [True, False]
+    assert survey("h264", _avcc(_sps()), packets) == [(True, False), (False, False), (False, False)]
+    assert survey("h264", _avcc(_sps()), [_packet(_sps(), IDR)]) == [(True, False)]
+    assert survey("hevc", _hvcc(HEVC_SPS), [_packet(HEVC_SPS, HEVC_IDR), _packet(HEVC_TRAIL)]) == [(True, False), (False, False)]
+
+
+@pytest.mark.parametrize(
+    ("codec", "units", "spare"),
+    [
+        ("h264", [SPARE], True),
+        ("h264", [b"\x09\x30\x00", SEI, SPARE, OTHER_SPARE_PART, b"\x0c\xff\xff\x80"], True),
+        ("h264", [SLICE], False),
+        ("h264", [SPARE, OTHER_SLICE_PART], False),
+        ("h264", [b"\x68\xce\x3c\x80", SPARE], False),  # brings a picture parameter set
+        ("h264", [_sps(), SPARE], False),
+        ("h264", [SPARE, b"\x0a"], False),  # ends the sequence
+        ("hevc", [HEVC_SPARE], True),
+        ("hevc", [b"\x46\x01\x50", b"\x4e\x01\x05\x80", HEVC_SPARE], True),
+        ("hevc", [HEVC_TRAIL], False),
+        ("hevc", [b"\x44\x01\xc0", HEVC_SPARE], False),
+        ("hevc", [HEVC_SPARE, b"\x4a\x01"], False),
+        ("hevc", [b"\x20\x01\xd0\x00"], False),  # type 16, even, starts a group
+    ],
+)
+def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units: list[bytes], spare: bool) -> None:
+    header, first = (_avcc(_sps()), IDR) if codec == "h264" else (_hvcc(HEVC_SPS), HEVC_IDR)
+    assert survey(codec, header, [_packet(first), _packet(*units)])[1] == (False, spare)  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +133,7 @@ def _stream(*changes: dict[str, Any], first: bytes = IDR, format: str = "matrosk
 
 def test_index_is_in_presentation_order_without_discarded_frames() -> None:
     index = _fast._index(*_stream({}, {}, {"is_discard": True}))
-    assert (index.pts, index.idr) == ([0, 2, 3], [True, False, False, False])
+    assert (index.pts, [picture.idr for picture in index.pictures]) == ([0, 2, 3], [True, False, False, False])
     assert _fast._reordering(index.packets) == 1  # the frame shown last is decoded before two others, which wait for it alone
 
 
@@ -135,7 +159,8 @@ def test_runs_to_decode() -> None:
     for i in range(12):  # groups of three
         packets.append(_Packet(b"x"))
         packets[i].pts = i
-    index = _fast._Index(packets, list(range(12)), [i % 3 == 0 for i in range(12)])  # type: ignore[arg-type]
+    pictures = [Picture(idr=i % 3 == 0, spare=i == 7) for i in range(12)]
+    index = _fast._Index(packets, list(range(12)), pictures)  # type: ignore[arg-type]
 
     def runs(*targets: int) -> list[list[int | None]]:
         return [[packet.pts for packet in run] for run in _fast._needed(index, set(targets))]
@@ -145,6 +170,8 @@ def test_runs_to_decode() -> None:
     assert runs(2, 4) == [[0, 1, 2, 3, 4]]  # no gap between: decoded in one go
     assert runs(1, 4) == [[0, 1], [3, 4]]
     assert runs(5, 11) == [[3, 4, 5], [9, 10, 11]]
+    assert runs(8, 9) == [[6, 8, 9]]
+    assert runs(7) == [[6, 7]]
 
 
 @given(st.sampled_from(["h264", "hevc"]), st.binary(max_size=80), st.lists(st.binary(min_size=1, max_size=60), max_size=4))

@@ -8,23 +8,35 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from av.packet import Packet
 
-__all__ = ["Doubt", "survey"]
+__all__ = ["Doubt", "Picture", "survey"]
 
 _H264_SLICE, _H264_PARTITIONS, _H264_IDR, _H264_SPS = 1, (2, 3, 4), 5, 7
+_H264_OF_ONE = (6, 9, 12)
+"""Supplemental information, delimiter, filler: of account for their own picture at most."""
 _HEVC_LAST_SLICE_TYPE, _HEVC_IDR, _HEVC_SPS = 31, (19, 20), 33
+_HEVC_LAST_N, _HEVC_OF_ONE = 14, (35, 38, 39, 40)
 
 
 class Doubt(Exception):
     """Why the packets do not prove what decoding a part of them needs. Never leaves the reader."""
 
 
-def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> list[bool]:
-    """For each packet, in decoding order: is it an IDR picture, from which decoding can start afresh?
+class Picture(NamedTuple):
+    """What a packet is."""
+
+    idr: bool
+    """Decoding can start afresh here."""
+    spare: bool
+    """Nothing in the packet is of account for any other picture: it can be left out unless its own is wanted."""
+
+
+def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> list[Picture]:
+    """What each packet is, in decoding order.
 
     Proven when it returns: every packet holds one whole coded picture; every picture is a frame (no fields); the stream has
     one sequence parameter set, the header's; a picture marked as not referred to (`nal_ref_idc` 0, or the H.265 types that
@@ -60,25 +72,30 @@ def _units(packet: Packet, length_size: int) -> list[memoryview]:
     return units
 
 
-def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> bool:
-    pictures, idr = 0, False
-    for unit in _units(packet, length_size):
+def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> Picture:
+    pictures, idr, spare = 0, False, True
+    units = _units(packet, length_size)
+    for unit in units:
         kind = unit[0] & 31
         if kind in (_H264_SLICE, _H264_IDR):
             pictures += unit[1] >> 7  # first_mb_in_slice == 0 is coded as one set bit
             idr |= kind == _H264_IDR
+            spare &= not unit[0] & 0x60  # nal_ref_idc
         elif kind in _H264_PARTITIONS:
             raise Doubt("its slices are partitioned")
         elif kind == _H264_SPS and bytes(unit) not in known:
             raise Doubt("a packet brings another sequence parameter set")
+        else:
+            spare &= kind in _H264_OF_ONE
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
-    return idr
+    return Picture(idr, spare and _has_no_marks(packet, units, length_size))
 
 
-def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> bool:
-    pictures, idr = 0, False
-    for unit in _units(packet, length_size):
+def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> Picture:
+    pictures, idr, spare = 0, False, True
+    units = _units(packet, length_size)
+    for unit in units:
         kind, layer, temporal = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3, unit[1] & 7
         if layer:
             raise Doubt("it has several layers")
@@ -87,11 +104,19 @@ def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> bool:
                 raise Doubt("it has several temporal layers")
             pictures += unit[2] >> 7  # first_slice_segment_in_pic_flag
             idr |= kind in _HEVC_IDR
+            spare &= kind <= _HEVC_LAST_N and not kind & 1
         elif kind == _HEVC_SPS and bytes(unit) not in known:
             raise Doubt("a packet brings another sequence parameter set")
+        else:
+            spare &= kind in _HEVC_OF_ONE
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
-    return idr
+    return Picture(idr, spare and _has_no_marks(packet, units, length_size))
+
+
+def _has_no_marks(packet: Packet, units: list[memoryview], length_size: int) -> bool:
+    """Such as the end of a sequence, which changes how the next picture is taken."""
+    return sum(map(len, units)) + len(units) * length_size == len(memoryview(packet))
 
 
 def _avcc(extradata: bytes) -> tuple[int, list[bytes]]:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from stagebench.errors import CorruptClipError
-from stagebench.sources._bitstream import Doubt, survey
+from stagebench.sources._bitstream import Doubt, Picture, survey
 from stagebench.sources._memory import empty
 from stagebench.sources._pixels import Converter
 from stagebench.sources._request import Request, Video, words
@@ -34,11 +34,11 @@ class NotProven(Exception):
 
 
 class _Index(NamedTuple):
-    """The clip by its packets: `pts` of the decodable frames in presentation order; `idr` and `packets` in decoding order."""
+    """The clip by its packets: `pts` of the decodable frames in presentation order; `packets` and what they are in decoding order."""
 
     packets: Sequence[Packet]
     pts: list[int]
-    idr: list[bool]
+    pictures: list[Picture]
 
 
 def read(request: Request) -> Frames:
@@ -87,10 +87,10 @@ def _index(request: Request, video: Video) -> _Index:
     if any(p.is_corrupt for p in packets):
         raise NotProven("a packet is damaged")
     try:
-        idr = survey(video.stream.codec_context.name, video.stream.codec_context.extradata, packets)
+        pictures = survey(video.stream.codec_context.name, video.stream.codec_context.extradata, packets)
     except Doubt as doubt:
         raise NotProven(str(doubt)) from doubt
-    if not idr[0]:
+    if not pictures[0].idr:
         raise NotProven("it does not start with an IDR picture")
     pts: list[int] = [p.pts for p in packets if p.pts is not None]
     if len(pts) < len(packets) or len(set(pts)) < len(pts):
@@ -99,16 +99,16 @@ def _index(request: Request, video: Video) -> _Index:
         raise NotProven("its parameters change")
     if min(pts) < pts[0]:
         raise NotProven("frames are shown before its first picture")
-    return _Index(packets, sorted(p for p, packet in zip(pts, packets, strict=True) if not packet.is_discard), idr)
+    return _Index(packets, sorted(p for p, packet in zip(pts, packets, strict=True) if not packet.is_discard), pictures)
 
 
 def _decode(context: VideoCodecContext, index: _Index, targets: set[int]) -> Iterator[VideoFrame]:
     """Decoded frames, `targets` (pts) among them, in any order. Raises NotProven when the decoder complains."""
     context.reorder_depth = max(context.reorder_depth, _reordering(index.packets))
+    context.skip_frame = "DEFAULT"  # opening left it elsewhere
     try:
         for group in _needed(index, targets):
             for packet in group:
-                context.skip_frame = "DEFAULT" if packet.pts in targets else "NONREF"
                 yield from context.decode(packet)
             yield from context.decode(None)
             context.flush_buffers()
@@ -116,23 +116,19 @@ def _decode(context: VideoCodecContext, index: _Index, targets: set[int]) -> Ite
         raise NotProven(f"the decoder reports: {words(error)}") from error
 
 
-def _needed(index: _Index, targets: set[int]) -> list[Sequence[Packet]]:
-    """Runs of packets to decode, each starting at an IDR picture; runs without a target between them are left out."""
-    starts = [i for i, idr in enumerate(index.idr) if idr]
-    ends = [*starts[1:], len(index.packets)]
-    runs: list[Sequence[Packet]] = []
-    previous_end = -1
-    begin = 0
-    for start, end in zip(starts, ends, strict=True):
+def _needed(index: _Index, targets: set[int]) -> list[list[Packet]]:
+    """Runs of packets to decode, each starting at an IDR picture; between them are runs without a target, which are left out."""
+    starts = [i for i, picture in enumerate(index.pictures) if picture.idr]
+    runs: list[list[Packet]] = []
+    whole = False  # is the last run complete up to here? Then there is no reason to drain the decoder
+    for start, end in zip(starts, [*starts[1:], len(index.packets)], strict=True):
         last = max((i for i in range(start, end) if index.packets[i].pts in targets), default=-1)
-        if last < 0:
-            continue
-        if previous_end == start and runs:  # no gap: no reason to drain the decoder
-            runs[-1] = index.packets[begin : last + 1]
-        else:
-            begin = start
-            runs.append(index.packets[start : last + 1])
-        previous_end = end if last + 1 == end else -1
+        if last >= 0:
+            if not whole:
+                runs.append([])
+            both = zip(index.packets[start : last + 1], index.pictures[start : last + 1], strict=True)
+            runs[-1] += [packet for packet, picture in both if not picture.spare or packet.pts in targets]
+        whole = last + 1 == end
     return runs
 
 
