@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from stagebench import engines
+from stagebench import engines, machine
 from stagebench.errors import SourceError, StagebenchError, VerifyError
 from stagebench.files import whole_file
 from stagebench.models.base import Adapter, Decoding, Features, Inputs, Tokens
@@ -361,8 +361,17 @@ def _watched(adapter: Adapter) -> list[tuple[str, nn.Module]]:
 def run_verify(plan: Plan, job: TimingJob, output: Path, *, cache: Path, device: str | None = None) -> VerifyReport:
     """Verify a job's model on the first readable sample of its block and write the report, passed or not.
 
-    Raises VerifyError after writing when a check failed, StagebenchError when no sample can be read.
+    device: cpu, cuda, cuda:<n>; null takes a free GPU, or the CPU. The GPU is leased as a timing job leases its own, so that neither
+    disturbs the other.
+    Raises VerifyError after writing when a check failed, StagebenchError when no sample can be read, TimingError when no GPU is free.
     """
+    with machine.pick_device(device) as lease:
+        if lease.device.startswith("cuda"):
+            torch.cuda.set_device(lease.device)
+        return _run_verify(plan, job, output, cache=cache, device=lease.device)
+
+
+def _run_verify(plan: Plan, job: TimingJob, output: Path, *, cache: Path, device: str) -> VerifyReport:
     from stagebench.loading import open_loader
     from stagebench.session import load_adapter
 

@@ -127,6 +127,22 @@ def test_neighbours(monkeypatch):
     assert watching(monkeypatch, Nvml(pids=(70002,)), before=()).neighbours() == ()
 
 
+@pytest.mark.parametrize("own", [os.getpid(), 70002])
+def test_a_neighbour_that_came_or_left_meanwhile_is_one(monkeypatch, own):
+    nvml, clock = Nvml(), [0.0]
+    monkeypatch.setattr(monitor.time, "monotonic", lambda: clock[0])
+    sensors = watching(monkeypatch, nvml, before={70001})
+    for at, running in [(0.0, (own, 70001)), (0.5, (own, 80000)), (1.5, (own,)), (3.0, (own, 90000)), (4.5, (own,))]:
+        clock[0], nvml.running = at, running
+        sensors.look_around()
+    assert sensors.neighbours() == (70001, 90000)  # 80000 came and went within a second
+
+
+def test_of_two_that_came_at_once_one_is_a_neighbour(monkeypatch):
+    sensors = watching(monkeypatch, Nvml(pids=(70002, 70003)), before=())
+    assert len(sensors.neighbours()) == 1
+
+
 def test_a_cpu_has_no_sensors():
     sensors = machine.Monitor("cpu")
     assert not sensors.present and replace(sensors.read(), waits=None) == machine.Reading() and sensors.neighbours() == ()

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from clip_study import extracted
+from stagebench import machine, session
 from stagebench.config import load_config
 from stagebench.demo import write_demo
 from stagebench.errors import ConfigError
@@ -110,6 +111,23 @@ def test_quality_stands_beside_each_changed_variant(study):
             plain = next(f for (m, n), (f, a, _) in rows.items() if m == model and a["quality"] is None)
             assert frame["visual_tokens"][0] < 0.7 * plain["visual_tokens"][0]
             assert frame["prompt_tokens"][0] == plain["prompt_tokens"][0] - (plain["visual_tokens"][0] - frame["visual_tokens"][0])
+
+
+def test_a_proof_holds_its_device_as_a_timing_job_does(root, tmp_path, monkeypatch):
+    """Else it would run on the first GPU beside the job that has it, which then takes twice as long."""
+    held = []
+
+    class Watched(machine.Lease):
+        def release(self):
+            held.append("released")
+
+    plan = planned(root, {"llava": MODELS["llava"]})
+    (path,) = plan.verify_paths
+    load = session.load_adapter
+    monkeypatch.setattr(machine, "pick_device", lambda device: held.append(device) or Watched("cpu"))
+    monkeypatch.setattr(session, "load_adapter", lambda *given, **named: held.append(named["device"]) or load(*given, **named))
+    run_verify(plan, plan.verify_job(path), tmp_path / path, cache=root / "cache")
+    assert held == [None, "cpu", "released"]
 
 
 def test_the_tables_rank_them_with_their_quality(root, tmp_path):

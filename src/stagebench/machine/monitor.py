@@ -60,6 +60,10 @@ class Reading:
         return waited_ms(before.waits, self.waits)
 
 
+_LOOK_EVERY_S = 1.0
+"""Between two looks for other processes on the device."""
+
+
 class Monitor:
     """NVML of one device, and what the kernel tells of this process; on a CPU the latter alone.
 
@@ -70,6 +74,10 @@ class Monitor:
     def __init__(self, device: str, before: Collection[int] | None = None) -> None:
         self.device = device
         self._before = None if before is None else frozenset(before)
+        self._own: int | None = None
+        """What NVML calls this process, once it has been found out."""
+        self._others: set[int] = set()
+        self._looked = float("-inf")
         self._nvml: tuple[Any, Any] | None = open_handle(device)
 
     @property
@@ -135,13 +143,31 @@ class Monitor:
         nvml, handle = self._nvml
         return frozenset(int(p.pid) for p in ask(nvml.nvmlDeviceGetComputeRunningProcesses, handle) or ())
 
+    def look_around(self) -> None:
+        """Take note of other processes on the device, at most once a second: between runs, while a context of ours is there."""
+        now = time.monotonic()
+        if now - self._looked >= _LOOK_EVERY_S:
+            self._looked = now
+            self._look()
+
     def neighbours(self) -> tuple[int, ...]:
-        """Pids of other processes on the device."""
+        """Pids of other processes on the device, now or at an earlier look."""
+        self._look()
+        return tuple(sorted(self._others))
+
+    def _look(self) -> None:
         now = self.pids()
-        others = now - {os.getpid()}
-        if others == now and now:  # pids of another namespace: ours is the one that came
-            others = now & self._before if self._before is not None else frozenset(sorted(now)[1:])
-        return tuple(sorted(others))
+        if not now:
+            return
+        came = now - self._before if self._before is not None else now
+        if os.getpid() in now:
+            self._own = os.getpid()
+        elif self._own not in now:  # pids of another namespace: ours is the one that came
+            self._own = min(came) if len(came) == 1 else None
+        if self._own is not None:
+            self._others |= now - {self._own}
+        else:  # of several that came one is ours: which one cannot be told, that there are others can
+            self._others |= (now - came) | set(sorted(came)[1:])
 
     def _violation(self, policy: str) -> int | None:
         if self._nvml is None:

@@ -165,6 +165,7 @@ def time_samples(
             loop.prepare(due, journal)
             outcome.prepare_s = time.monotonic() - begin
         stack.enter_context(_quiet_collector())
+        loop.monitor.look_around()
         for group in order:
             if group.order in ready:
                 rows = ready[group.order]
@@ -176,6 +177,7 @@ def time_samples(
                 outcome.rows += rows
                 outcome.fresh += rows
                 gc.collect()
+                loop.monitor.look_around()
             done += len(group.tasks)
             if watch is not None:
                 watch(rows)

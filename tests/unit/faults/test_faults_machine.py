@@ -105,6 +105,13 @@ def test_neighbours_are_named_by_pid(timed: Any, gpu: Any) -> None:
     assert "pids 4242" in result.text(Code.WARN_NEIGHBOURS) and all(result.marked(Code.WARN_NEIGHBOURS))
 
 
+def test_a_neighbour_that_left_before_the_end_is_named(timed: Any, gpu: Any) -> None:
+    own = machine.host("cpu")["pid"]
+    nvml = gpu(pids=(own, 4242))
+    result = timed(progress=lambda done, of: setattr(nvml, "pids", (own,)))
+    assert "pids 4242" in result.text(Code.WARN_NEIGHBOURS) and all(result.marked(Code.WARN_NEIGHBOURS))
+
+
 def test_what_a_gpu_does_not_show_is_said(timed: Any, gpu: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """A container that hides processes, a driver without throttle reasons: no warning must not mean that nothing was there."""
     gpu(throttled=lambda run: 1 / 0)
