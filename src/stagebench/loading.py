@@ -161,7 +161,9 @@ class Loader:
         for key in self._clips:
             clip = self._dataset.clip(key)
             entry = origin(clip, self.kind, self.source)
-            originals.check(clip, entry, self._dataset.digest(key, entry))
+            planned = self._dataset.digest(key, entry)
+            if planned != "none":  # a proof may read an entry that no timing job of the study does
+                originals.check(clip, entry, planned)
         self.verify_ms += (time.perf_counter_ns() - begin) * 1e-6
 
     def _copy(self, path: Path, scratch: Path) -> Path:

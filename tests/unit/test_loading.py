@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from clip_study import Study, extract, planner, write_mp4
 from stagebench.errors import ChecksumError, PlanError, SourceError, StoreError
@@ -124,6 +125,72 @@ def test_a_live_source_that_changed_since_the_planning_is_refused(study: Study, 
     path.unlink()
     with pytest.raises(PlanError, match=r"seq_1/000001.*plans anew"):
         open_loader(plan, job, cache=cache).open()
+
+
+def _folders(root: Path) -> None:
+    """Beside the clips' videos and events, the same as images."""
+    index = json.loads((root / "index.json").read_text())
+    for entry in index:
+        name = entry["mp4_data"].removesuffix(".mp4")
+        entry["video_data"], entry["event_image"] = name, [f"{name}_{k}.png" for k in range(5)]
+        for path in (
+            *(root / f"video/{name}/{k}.png" for k in range(8)),
+            *(root / "event_image" / image for image in entry["event_image"]),
+        ):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(np.full((48, 64, 3), 9 * int(path.stem[-1]), np.uint8)).save(path)
+    (root / "index.json").write_text(json.dumps(index))
+
+
+def test_a_proof_reads_what_no_timing_job_of_the_study_does(study: Study) -> None:
+    """It reads a clip's first entry, of which a study of images only has no digest."""
+    plan, _ = study(2)
+    _folders(plan.datasets["d"].root)
+    plan, cache = study(variants={"source": ["frames", "png"]})
+    for path, source in (("verify/v.json", "mp4"), ("verify/e.json", "npy")):
+        job = plan.verify_job(path)
+        assert job.variant.settings["source"] == source
+        with open_loader(plan, job, cache=cache) as loader:
+            assert loader.load("seq_0/000000")
+
+
+@pytest.mark.parametrize(
+    ("model", "source", "file", "named"),
+    [
+        ("v", "frames", "video/seq_1/000001/3.png", "video/seq_1/000001"),
+        ("e", "png", "event_image/seq_1/000001_3.png", "event_image/seq_1/000001_0.png"),
+    ],
+)
+def test_a_folder_of_images_that_changed_since_the_planning_is_refused(
+    study: Study, model: str, source: str, file: str, named: str
+) -> None:
+    plan, _ = study(2)
+    root = plan.datasets["d"].root
+    _folders(root)
+    plan, cache = study(variants={"source": ["frames", "png"]})
+    job = job_of(plan, model, source)
+    with open_loader(plan, job, cache=cache) as loader:
+        assert loader.load("seq_1/000001")[3][0, 0, 0] == 27
+    Image.fromarray(np.full((48, 64, 3), 28, np.uint8)).save(root / file)
+    with pytest.raises(PlanError, match=f"seq_1/000001: {named} is not what it was"):
+        open_loader(plan, job, cache=cache).open()
+    (root / file).unlink()
+    with pytest.raises(PlanError, match=f"seq_1/000001: {named} is not what it was"):
+        open_loader(plan, job, cache=cache).open()
+
+
+def test_a_live_source_that_was_missing_when_planned_is_a_failed_clip(study: Study) -> None:
+    """As before: its sample is a row with an error, and the others go on."""
+    plan, _ = study(2)
+    (plan.datasets["d"].root / "mp4/seq_1/000001.mp4").unlink()
+    plan, cache = study(variants={"source": ["mp4", "npy"]})
+    with open_loader(plan, job_of(plan, "v", "mp4"), cache=cache) as loader:
+        assert loader.load("seq_0/000000")
+        with pytest.raises(SourceError, match="000001.mp4"):
+            loader.load("seq_1/000001")
+    write_mp4(plan.datasets["d"].root / "mp4/seq_1/000001.mp4", 1)
+    with pytest.raises(PlanError, match="plans anew"):
+        open_loader(plan, job_of(plan, "v", "mp4"), cache=cache).open()
 
 
 def test_scratch_copies_are_read_and_removed(study: Study, tmp_path: Path) -> None:
