@@ -35,6 +35,8 @@ VALIDITY = [
           SESSION + "test_time_between_stages_is_a_suspect_residual"),
     Guard("plain against instrumented, time", SRC + "session/judge.py", "*validity.check_plain(measured), ", "",
           OUTPUTS + "test_a_hook_that_costs_time_is_invalid"),
+    Guard("a batch is one pair", SRC + "session/validity.py", '(r["job"], r["order"], r["length"], r["repeat"]): r for', '(r["job"], r["order"], r["sample"], r["repeat"]): r for',
+          "tests/unit/test_session_rules.py::test_the_rows_of_a_batch_are_one_pair"),
     Guard("plain against instrumented, output", SRC + "session/judge.py", "*validity.check_outputs(measured), ", "",
           OUTPUTS + "test_a_plain_run_that_says_something_else_is_invalid[float32]"),
     Guard("plain against instrumented, below float32", SRC + "session/divergence.py", "found.gap > BEYOND * found.bound", "False",

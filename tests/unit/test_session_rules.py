@@ -277,3 +277,11 @@ def test_the_harness_costs_little():
     """Target: under 20 us a stage. Least of three, for the test machine is shared."""
     cost = min((harness_ms("cpu", runs=15) for _ in range(3)), key=lambda c: c["total"])
     assert all(cost[stage] < 0.1 for stage in cost if stage != "total") and cost["total"] < 0.3
+
+
+def test_the_rows_of_a_batch_are_one_pair():
+    """One run that was 3 % slower by chance: eight rows of it show no more than one."""
+    rows = [row(0, sample=f"s{n}", total_ms=824.0, plain_total_ms=800.0) for n in range(8)]
+    assert not validity.check_plain(rows)
+    slow = [row(order, sample=f"s{order}/{n}", total_ms=824.0, plain_total_ms=800.0) for order in range(3) for n in range(8)]
+    assert "in 3 pairs" in validity.check_plain(slow)[0].text

@@ -68,9 +68,10 @@ def check_plain(rows: Sequence[Row]) -> list[Finding]:
     """INVALID_PLAIN_DIFFERS when instrumentation costs more than 2 % + 0.2 ms beyond what noise explains.
 
     Two readings must agree on it: the median of paired differences less three standard errors, and the fastest runs of each
-    sample. One disturbed run moves the first, never the second.
+    sample. One disturbed run moves the first, never the second. The rows of a batch are one run, and so one pair.
     """
-    pairs = [(r["total_ms"], r["plain_total_ms"]) for r in rows if r["plain_total_ms"] and r["total_ms"]]
+    runs = {(r["job"], r["order"], r["length"], r["repeat"]): r for r in rows if r["plain_total_ms"] and r["total_ms"]}
+    pairs = [(run["total_ms"], run["plain_total_ms"]) for run in runs.values()]
     if len(pairs) < 3:
         return []
     plain = np.array([p for _, p in pairs])
@@ -79,12 +80,10 @@ def check_plain(rows: Sequence[Row]) -> list[Finding]:
     spread = 1.4826 * float(np.median(np.abs(relative - middle)))
     bound = PLAIN_SHARE + CLOSURE_MS / float(np.median(plain))
     error = 1.2533 * spread / len(pairs) ** 0.5
-    best: dict[tuple[str, str], tuple[float, float]] = {}
-    for row in rows:
-        if row["plain_total_ms"] and row["total_ms"]:
-            key = (row["sample"], row["length"])
-            was = best.get(key, (float("inf"), float("inf")))
-            best[key] = (min(was[0], row["total_ms"]), min(was[1], row["plain_total_ms"]))
+    best: dict[tuple[int, str], tuple[float, float]] = {}
+    for (_, order, length, _), run in runs.items():
+        was = best.get((order, length), (float("inf"), float("inf")))
+        best[order, length] = (min(was[0], run["total_ms"]), min(was[1], run["plain_total_ms"]))
     fastest = statistics.median(t / p - 1 for t, p in best.values())
     if abs(middle) - 3 * error <= bound or abs(fastest) <= bound or (middle > 0) != (fastest > 0):
         return []
