@@ -56,7 +56,7 @@ def test_plain_streams_are_proven() -> None:
     ("codec", "units", "spare"),
     [
         ("h264", [SPARE], True),
-        ("h264", [b"\x09\x30\x00", SEI, SPARE, OTHER_SPARE_PART, b"\x0c\xff\xff\x80"], True),
+        ("h264", [b"\x09\xf0", SEI, SPARE, OTHER_SPARE_PART, b"\x0c\xff\xff\x80"], True),
         ("h264", [SLICE], False),
         ("h264", [SPARE, OTHER_SLICE_PART], False),
         ("h264", [b"\x68\xce\x3c\x80", SPARE], False),  # brings a picture parameter set
@@ -67,7 +67,7 @@ def test_plain_streams_are_proven() -> None:
         ("hevc", [HEVC_TRAIL], False),
         ("hevc", [b"\x44\x01\xc0", HEVC_SPARE], False),
         ("hevc", [HEVC_SPARE, b"\x4a\x01"], False),
-        ("hevc", [b"\x20\x01\xd0\x00"], False),  # type 16, even, starts a group
+        ("hevc", [b"\x20\x01\x90\x00"], False),  # type 16, even, starts a group
     ],
 )
 def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units: list[bytes], spare: bool) -> None:
@@ -102,11 +102,50 @@ def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x02\x02\xd0"), "temporal layers"),
         ("hevc", _hvcc(HEVC_SPS), _packet(HEVC_IDR, HEVC_IDR), "holds 2 pictures"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x42\x01\x02", HEVC_IDR), "another sequence parameter set"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x14\x01\xd0\x00"), "of type 10"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26\x01\xef\x00"), "not shown yet"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26\x01"), "cut short"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26"), "cut short"),
+        ("h264", _avcc(_sps()), _packet(b"\x65\x88"), "cut short"),
+        ("h264", _avcc(_sps()), _packet(b"\x06\x13\x02\x09\x80\x80", IDR), "film grain"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x4e\x01\x13\x02\x09\x80\x80", HEVC_IDR), "film grain"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x4e\x01\x04\x05\xb5\x58\x90\x00\x01\x80", HEVC_IDR), "film grain"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x4e\x01\x05\xff\x01" + b"\x00\x00\x03" * 128 + b"\x2f\x01\x40\x80", HEVC_IDR), "orientation"),
     ],
 )
 def test_each_doubt(codec: str, extradata: bytes | None, packet: bytes, words: str) -> None:
     with pytest.raises(Doubt, match=words):
         survey(codec, extradata, [packet])  # type: ignore[list-item]
+
+
+HEVC_END, HEVC_CRA = b"\x48\x01", b"\x2a\x01\xaf\x00"
+
+
+@pytest.mark.parametrize(
+    ("packets", "proven"),
+    [
+        ([[HEVC_IDR], [HEVC_TRAIL, HEVC_END], [HEVC_IDR]], True),
+        ([[HEVC_IDR], [HEVC_TRAIL], [HEVC_END, HEVC_IDR], [HEVC_TRAIL]], True),
+        ([[HEVC_IDR], [HEVC_TRAIL, HEVC_END]], True),
+        ([[HEVC_IDR], [HEVC_TRAIL, HEVC_END + b"\x00"], [HEVC_CRA]], False),
+        ([[HEVC_IDR], [HEVC_TRAIL], [HEVC_END, HEVC_CRA]], False),
+        ([[HEVC_IDR, HEVC_END], [HEVC_TRAIL]], False),
+        ([[HEVC_IDR], [b"\x46\x01\x50", HEVC_END, HEVC_IDR], [HEVC_TRAIL]], False),  # as FFmpeg takes it, with the picture before
+    ],
+)
+def test_a_sequence_may_end_before_an_idr_picture_only(packets: list[list[bytes]], proven: bool) -> None:
+    """Else the pictures that follow are not all shown: an H.265 clip of 40 packets had 30 frames."""
+    stream = [_packet(*units) for units in packets]
+    if proven:
+        assert len(survey("hevc", _hvcc(HEVC_SPS), stream)) == len(stream)  # type: ignore[arg-type]
+    else:
+        with pytest.raises(Doubt, match="a sequence ends"):
+            survey("hevc", _hvcc(HEVC_SPS), stream)  # type: ignore[arg-type]
+
+
+def test_supplemental_information_that_ends_with_its_picture_is_no_doubt() -> None:
+    messages = b"\x4e\x01" + b"\x01\x02\x13\x13" + b"\x04\x03\xb5\x00\x3c" + b"\x06\x01\xc4" + b"\x80"
+    assert survey("hevc", _hvcc(HEVC_SPS), [_packet(messages, HEVC_IDR)]) == [(True, False)]  # type: ignore[list-item]
 
 
 class _Packet(bytes):

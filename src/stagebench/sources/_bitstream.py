@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
@@ -18,8 +19,14 @@ __all__ = ["Doubt", "Picture", "survey"]
 _H264_SLICE, _H264_PARTITIONS, _H264_IDR, _H264_SPS = 1, (2, 3, 4), 5, 7
 _H264_OF_ONE = (6, 9, 12)
 """Supplemental information, delimiter, filler: of account for their own picture at most."""
-_HEVC_LAST_SLICE_TYPE, _HEVC_IDR, _HEVC_SPS = 31, (19, 20), 33
+_HEVC_LAST_SLICE_TYPE, _HEVC_IRAP, _HEVC_IDR, _HEVC_SPS, _HEVC_ENDS = 31, range(16, 24), (19, 20), 33, (36, 37)
 _HEVC_LAST_N, _HEVC_OF_ONE = 14, (35, 38, 39, 40)
+_HEVC_RESERVED = (*range(10, 16), *range(22, 32))
+"""Slices that a decoder passes over."""
+_H264_SEI, _HEVC_SEI = 6, 39
+_LASTING = {19: "film grain", 47: "an orientation of its own"}
+"""Supplemental information that changes pixels and may hold for the pictures that follow, decoded or not."""
+_AOM_GRAIN = b"\xb5\x58\x90"
 
 
 class Doubt(Exception):
@@ -40,7 +47,8 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
 
     Proven when it returns: every packet holds one whole coded picture; every picture is a frame (no fields); the stream has
     one sequence parameter set, the header's; a picture marked as not referred to (`nal_ref_idc` 0, or the H.265 types that
-    end in _N within one temporal layer) is referred to by none. Raises Doubt otherwise.
+    end in _N within one temporal layer) is referred to by none; no picture's pixels depend on another's supplemental
+    information. Raises Doubt otherwise.
     """
     if codec == "h264":
         length_size, known = _avcc(extradata or b"")
@@ -49,7 +57,11 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
         return [_h264_picture(packet, length_size, known) for packet in packets]
     if codec == "hevc":
         length_size, known = _hvcc(extradata or b"")
-        return [_hevc_picture(packet, length_size, known) for packet in packets]
+        found = [_hevc_picture(packet, length_size, known) for packet in packets]
+        for (_, ended), (picture, _) in pairwise(found):
+            if ended and not picture.idr:
+                raise Doubt("a sequence ends before a picture that is not an IDR picture")
+        return [picture for picture, _ in found]
     raise Doubt(f"{codec} is neither h264 nor hevc")
 
 
@@ -66,18 +78,18 @@ def _units(packet: Packet, length_size: int) -> list[memoryview]:
         position += length_size
         if not length or position + length > end:
             raise Doubt(f"a unit of {length} bytes does not fit its packet")
-        if length > 2:  # shorter ones are marks, such as the end of a sequence
-            units.append(view[position : position + length])
+        units.append(view[position : position + length])
         position += length
     return units
 
 
 def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> Picture:
     pictures, idr, spare = 0, False, True
-    units = _units(packet, length_size)
-    for unit in units:
+    for unit in _units(packet, length_size):
         kind = unit[0] & 31
         if kind in (_H264_SLICE, _H264_IDR):
+            if len(unit) < 3:
+                raise Doubt("a slice is cut short")
             pictures += unit[1] >> 7  # first_mb_in_slice == 0 is coded as one set bit
             idr |= kind == _H264_IDR
             spare &= not unit[0] & 0x60  # nal_ref_idc
@@ -86,20 +98,29 @@ def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> Pictu
         elif kind == _H264_SPS and bytes(unit) not in known:
             raise Doubt("a packet brings another sequence parameter set")
         else:
+            if kind == _H264_SEI:
+                _check_sei(unit, 1)
             spare &= kind in _H264_OF_ONE
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
-    return Picture(idr, spare and _has_no_marks(packet, units, length_size))
+    return Picture(idr, spare)
 
 
-def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> Picture:
+def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple[Picture, bool]:
+    """And whether a sequence ends with it: what may be shown of the next picture's group then is another matter (8.1.3)."""
     pictures, idr, spare = 0, False, True
-    units = _units(packet, length_size)
-    for unit in units:
+    begun = starts_new = ended = False
+    for unit in _units(packet, length_size):
+        if len(unit) < 2:
+            raise Doubt("a unit is cut short")
         kind, layer, temporal = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3, unit[1] & 7
         if layer:
             raise Doubt("it has several layers")
         if kind <= _HEVC_LAST_SLICE_TYPE:
+            if kind in _HEVC_RESERVED or len(unit) < 3:
+                raise Doubt(f"its slices are of type {kind} or cut short")
+            if kind in _HEVC_IRAP and unit[2] & 0x40:  # no_output_of_prior_pics_flag
+                raise Doubt("it drops pictures that were not shown yet")
             if temporal != 1:  # a _N picture is not referred to within its own temporal layer only
                 raise Doubt("it has several temporal layers")
             pictures += unit[2] >> 7  # first_slice_segment_in_pic_flag
@@ -108,15 +129,36 @@ def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> Pictu
         elif kind == _HEVC_SPS and bytes(unit) not in known:
             raise Doubt("a packet brings another sequence parameter set")
         else:
+            if kind == _HEVC_SEI:
+                _check_sei(unit, 2)
+            elif kind in _HEVC_ENDS:
+                starts_new, ended = starts_new or not begun, ended or begun
             spare &= kind in _HEVC_OF_ONE
+        begun |= kind not in _HEVC_ENDS
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
-    return Picture(idr, spare and _has_no_marks(packet, units, length_size))
+    if starts_new and not idr:
+        raise Doubt("a sequence ends before a picture that is not an IDR picture")
+    return Picture(idr, spare), ended
 
 
-def _has_no_marks(packet: Packet, units: list[memoryview], length_size: int) -> bool:
-    """Such as the end of a sequence, which changes how the next picture is taken."""
-    return sum(map(len, units)) + len(units) * length_size == len(memoryview(packet))
+def _check_sei(unit: memoryview, header: int) -> None:
+    """Raises Doubt for a message that changes pixels of other pictures than its own (ITU-T H.265, 7.3.5 and D.2.1)."""
+    data = bytes(unit[header:]).replace(b"\x00\x00\x03", b"\x00\x00")
+    position = 0
+    while position < len(data) - 2:  # the last byte ends the unit
+        numbers = []
+        for _ in ("type", "size"):
+            value = 0
+            while data[position : position + 1] == b"\xff":
+                value, position = value + 255, position + 1
+            value += int.from_bytes(data[position : position + 1], "big")
+            numbers.append(value)
+            position += 1
+        kind, size = numbers
+        if kind in _LASTING or (kind == 4 and data.startswith(_AOM_GRAIN, position)):
+            raise Doubt(f"it has {_LASTING.get(kind, 'film grain')}")
+        position += size
 
 
 def _avcc(extradata: bytes) -> tuple[int, list[bytes]]:
