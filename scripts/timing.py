@@ -17,5 +17,4 @@ if __name__ == "__main__":
         paths = snakemake.config["paths"]
         plan = Plan.read(Path(paths["results"], "plan.json"))
         timed, output = plan.job(**dict(snakemake.wildcards)), Path(snakemake.output[0])
-        # nothing is measured in this process after its job, so it may be profiled
-        run_job(plan, timed, output, cache=Path(paths["cache"]), threads=snakemake.threads, profile=True)
+        run_job(plan, timed, output, cache=Path(paths["cache"]), threads=snakemake.threads, own_process=True)

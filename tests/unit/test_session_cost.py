@@ -2,20 +2,12 @@
 
 import pytest
 
-from stagebench.session import cost
 from stagebench.session.cost import JobCost
 
 
-@pytest.fixture
-def later(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Not this process's first job."""
-    monkeypatch.setattr(cost, "_JOBS", iter(range(1, 100)))
-
-
-@pytest.mark.usefixtures("later")
 def test_parts_have_no_gaps_and_sum_to_the_wall_time() -> None:
     clock = iter([100.0, 103.0, 104.0, 124.0, 125.5])
-    job = JobCost(lambda: next(clock))
+    job = JobCost(now=lambda: next(clock))
     job.mark("model load")
     job.mark("anchors")
     job.mark("between samples", {"warm-up": 2.0, "samples": 17.0})
@@ -27,13 +19,10 @@ def test_parts_have_no_gaps_and_sum_to_the_wall_time() -> None:
     assert str(job) == "model load 3.0, anchors 2.5, warm-up 2.0, samples 17.0, between samples 1.0"
 
 
-def test_the_first_job_of_a_process_pays_for_its_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cost, "_JOBS", iter(range(2)))
-    first, second = JobCost(), JobCost()
-    assert first.parts["start"] > 0.05  # imports of this test run, at the least
-    assert "start" not in second.parts
+def test_the_job_that_a_process_was_started_for_pays_for_the_start() -> None:
+    assert JobCost(own_process=True).parts["start"] > 0.05  # imports of this test run, at the least
+    assert "start" not in JobCost().parts
 
 
-@pytest.mark.usefixtures("later")
 def test_a_job_without_time_has_no_share() -> None:
-    assert JobCost(lambda: 0.0).summary(0.0)["share"] == 0.0
+    assert JobCost(now=lambda: 0.0).summary(0.0)["share"] == 0.0

@@ -101,7 +101,7 @@ def test_the_metadata_says_how_it_was_measured(first, plan):
 
 
 def test_the_cost_of_a_job_is_its_wall_time_however_it_ends(root, tmp_path, monkeypatch):
-    """A second job of the process, one that goes on, one that takes all rows over, and one whose runs all fail."""
+    """A job among others in one process, one that goes on, one that takes all rows over, and one whose runs all fail."""
     plan = extracted(study(root), root / "cache")
 
     def cost_of(name):
@@ -113,8 +113,6 @@ def test_the_cost_of_a_job_is_its_wall_time_however_it_ends(root, tmp_path, monk
         assert "start" not in cost["parts"] and min(cost["parts"].values()) >= 0 and 0 <= cost["share"] <= 1
         return cost["parts"]
 
-    timed(plan, root, tmp_path / "before.parquet")
-    (tmp_path / "before.parquet").unlink()  # nothing may be taken over from it
     with pytest.raises(Killed):
         timed(plan, root, tmp_path / "resumed.parquet", progress=killed_after(3))
     assert cost_of("resumed")["failed runs"] == 0

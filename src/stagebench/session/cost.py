@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import time
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -11,22 +10,19 @@ import psutil
 
 __all__ = ["JobCost"]
 
-_JOBS = itertools.count()
-"""Jobs of this process: the first one pays for its start and imports."""
-
 
 class JobCost:
     """A stopwatch over the parts of one job, without gaps: each `mark` ends a part that began where the last one ended.
 
-    now: seconds that only move forward.
+    own_process: the process was started for this job, which pays for its start and imports. now: seconds that only move forward.
     """
 
-    def __init__(self, now: Callable[[], float] = time.monotonic) -> None:
+    def __init__(self, *, own_process: bool = False, now: Callable[[], float] = time.monotonic) -> None:
         self._now = now
         self._last = now()
         self.parts: dict[str, float] = {}
-        """Part -> seconds, in the order in which the parts began. `start` is what passed in this process before its first job."""
-        if next(_JOBS) == 0:
+        """Part -> seconds, in the order in which they began. `start` is what passed in a process before the job that it was started for."""
+        if own_process:
             self.parts["start"] = max(0.0, time.time() - psutil.Process().create_time())
 
     def mark(self, part: str, within: Mapping[str, float] | None = None) -> None:

@@ -72,20 +72,20 @@ def run_job(
     progress: Callable[[int, int], None] | None = None,
     watch: Callable[[Sequence[Mapping[str, Any]]], None] | None = None,
     log: logging.Logger | None = None,
-    profile: bool = False,
+    own_process: bool = False,
 ) -> JobReport:
     """Time every sample of the job's block and write `output`.
 
     cache: where the plan's shards lie. device: cpu, cuda, cuda:<n>; null takes a free GPU, or the CPU. threads: torch's CPU threads;
     null leaves torch's own number. progress: called with (samples done, of), watch with their
-    rows before that. profile: measure the host-bound share at the end, on a GPU;
-    only for a process that measures nothing afterwards, for the profiler slows every launch that comes after it.
+    rows before that. own_process: the process was started for this job and measures nothing afterwards. Its start then counts as the
+    job's, and on a GPU the host-bound share is measured at the end: the profiler slows every launch that comes after it.
 
     A killed job goes on from `<output>.journal` when it is called again. Samples that fail are rows, and so is a job all of whose samples
     fail. Raises TimingError when no device is free, on SIGTERM, or when the disk is full; ModelError, StoreError as their modules do.
     """
     log = log or logging.getLogger("stagebench.session")
-    cost = JobCost()
+    cost = JobCost(own_process=own_process)
     if threads is not None:
         torch.set_num_threads(threads)
     with ExitStack() as stack:
@@ -94,7 +94,7 @@ def run_job(
             torch.cuda.set_device(lease.device)
         stack.enter_context(terminated())
         try:
-            return _Job(plan, job, output, cache, lease, progress, watch, log, stack, cost, profile=profile).run()
+            return _Job(plan, job, output, cache, lease, progress, watch, log, stack, cost, own_process=own_process).run()
         except Terminated:
             raise TimingError(
                 f"{output}: SIGTERM. Finished samples are in {_journal_path(output).name}; run the job again and it goes on after them."
@@ -144,11 +144,11 @@ class _Job:
         stack: ExitStack,
         cost: JobCost,
         *,
-        profile: bool,
+        own_process: bool,
     ) -> None:
         self.plan, self.job, self.output, self.cache = plan, job, output, cache
         self.lease, self.progress, self.watch, self.log, self.stack = lease, progress, watch, log, stack
-        self.device, self.profile = lease.device, profile
+        self.device, self.own_process = lease.device, own_process
         self.config = plan.config
         self.settings = Settings.of(plan.config, job.variant.settings)
         self.cost = cost
@@ -159,7 +159,7 @@ class _Job:
         measured = self._measure(loaded)
         findings = self._judge(loaded, measured)
         self.cost.mark("checks")
-        worked = self._device_busy(measured.subject, loaded.tasks) if self.profile and measured.outcome.fresh else None
+        worked = self._device_busy(measured.subject, loaded.tasks) if self.own_process and measured.outcome.fresh else None
         self.cost.mark("profile")
         mark(measured.outcome, findings)
         about = self._about(loaded, measured, findings) | {"device_busy": None if worked is None else asdict(worked)}
