@@ -336,3 +336,45 @@ def test_a_batch_s_steps_are_what_decode_is_divided_by(tmp_path: Path) -> None:
     assert rows["ms_per_token", "natural"]["ratio"] == pytest.approx(0.5, rel=1e-3)
     parts = {r["part"]: r["ms"] for r in table(tmp_path, "decomposition") if r["length"] == "natural"}
     assert parts["tokens"] == 0 and parts["ms_per_token"] == pytest.approx(-400, rel=1e-3)
+
+
+def test_variants_stand_in_the_order_of_the_config_everywhere(tmp_path: Path) -> None:
+    """Batches 2 to 32 sort as b16, b2, b32, b4, b8 by name; models and lengths have their own order, too."""
+    one = {"adapter": "hf", "input": "frames", "weights": "dummy:0", "preset": "tiny"}
+    study = config(variants={"batch": [2, 4, 8, 16, 32]}, models={"zz": one, "aa": one}, compare={"resamples": 200})
+    variants = {f"b{n}": {"batch": n} for n in (16, 8, 2, 32, 4)}
+
+    def failing(row: dict[str, Any]) -> dict[str, Any]:
+        failed = row["sample"].startswith("seq_00/000000")
+        return {**row, "order": 0} | ({"status": "error", "reason": "why", "total_ms": None} if failed else {})
+
+    merge(
+        make_study(
+            tmp_path, plan_config=study, models={"aa": {}, "zz": {}}, variants=variants, lengths=("128", "16"), edit=failing, blocks=1
+        ),
+        tmp_path,
+    )
+    wanted = [("zz", b) for b in ("b2", "b4", "b8", "b16", "b32")] + [("aa", b) for b in ("b2", "b4", "b8", "b16", "b32")]
+    for name in ("stages", "load", "failures", "distribution", "views", "axis", "comparison", "decomposition", "acceptance"):
+        rows = table(tmp_path, name)
+        models = [m for m in ("zz", "aa") if any(row["model"] == m for row in rows)]
+        found = list(dict.fromkeys((row["model"], row["variant"]) for row in rows if row.get("metric", "total") in ("total", "load")))
+        assert found == [key for key in wanted if key[0] in models], name
+        lengths = list(dict.fromkeys(row["length"] for row in rows if row.get("length")))
+        assert lengths in ([], ["16", "128"]), name
+    ranked = table(tmp_path, "optimisations")
+    assert list(dict.fromkeys(row["model"] for row in ranked)) == ["zz", "aa"]
+    assert {row["reference_variant"] for row in ranked} == {"b2"}
+    written = (tmp_path / "tables/stages.csv").read_text().splitlines()
+    assert [line.split(",")[4] for line in written[1:6]] == ["b2", "b4", "b8", "b16", "b32"]
+
+
+def test_the_old_form_holds_the_first_variant_of_the_config(tmp_path: Path) -> None:
+    study = config(variants={"quantization": ["none", "int8"]})
+
+    def slow(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "total_ms": 9e6} if row["quantization"] == "int8" else row
+
+    variants = {"zz-none": {"quantization": "none"}, "aa-int8": {"quantization": "int8"}}
+    merge(make_study(tmp_path, plan_config=study, variants=variants, edit=slow), tmp_path)
+    assert all(entry["egpt_time"] < 9000 for entry in json.loads((tmp_path / "legacy_results.json").read_text()))

@@ -228,8 +228,8 @@ def optimisation_rows(
 ) -> list[dict[str, Any]]:
     """Each variant of a model against that model's first one (the config's order), ranked by total: what a setting is worth.
 
-    order: (model, variant) as the plan lists them. quality: (machine, dataset, model, variant) -> what its jobs found against the plain
-    model.
+    found, order: groups, and (model, variant), in the order of the config. quality: (machine, dataset, model, variant) -> what its jobs
+    found against the plain model.
     """
     first: dict[str, str] = {}
     for model, variant in order:
@@ -248,16 +248,9 @@ def optimisation_rows(
         row["share_of_limit"] = group.typical["share_of_limit"].drop_nulls().median()
         row |= _memory(group) | {"acceptance": _acceptance(group)} | dict((quality or {}).get(group.key[:4], {}))
         rows.append(row)
-    rows.sort(
-        key=lambda r: (
-            r["machine"],
-            r["dataset"],
-            r["model"],
-            r["length"],
-            r["ratio"] if r["ratio"] is not None else float("inf"),
-            r["variant"],
-        )
-    )
+    names = ("machine", "dataset", "model", "length")
+    places = {name: {value: number for number, value in enumerate(dict.fromkeys(getattr(g, name) for g in found))} for name in names}
+    rows.sort(key=lambda r: (*(places[name][r[name]] for name in names), r["ratio"] if r["ratio"] is not None else float("inf")))
     return rows
 
 

@@ -17,7 +17,6 @@ from typing import Any
 
 import numpy as np
 
-from stagebench.config import Config
 from stagebench.errors import MergeError
 from stagebench.merge.analysis import distribution_rows, stage_row, view_rows
 from stagebench.merge.axis import axis_rows
@@ -33,6 +32,7 @@ from stagebench.merge.gather import Gathered, PlanLike, gather
 from stagebench.merge.groups import Group, groups
 from stagebench.merge.layout import COLUMNS, NOTES, TITLES, layout
 from stagebench.merge.legacy import legacy_entries, write_legacy
+from stagebench.merge.order import in_order, variants_in_order
 from stagebench.merge.summary import build_summary, write_summary
 from stagebench.merge.validity import Finding, StudyVerdict, failure_rows, judge, read_verifications
 from stagebench.rows import Code
@@ -64,9 +64,9 @@ def merge(plan: PlanLike, results: Path) -> MergeReport:
     config = plan.config
     timings = results / "timings.parquet"
     gathered = gather(plan, results, timings)
-    found = groups(timings)
+    found = in_order(groups(timings), config)
     if not any(group.n for group in found):
-        failures = failure_rows(timings)
+        failures = failure_rows(timings, found)
         why = failures[0] if failures else {"status": "no row", "reason": "", "codes": ""}
         raise MergeError(
             f"{results}: all {gathered.rows} runs failed or were discarded; the first: {why.get('sample')}: {why['status']} "
@@ -104,18 +104,14 @@ def _tables(
 ) -> dict[str, Table]:
     config = plan.config
     confidence, resamples = config.compare.confidence, config.compare.resamples
-    models = {name: i for i, name in enumerate(config.models)}
-    named = {(job.model, job.variant.name): job.variant.settings for job in plan.jobs}
-    order = sorted(named, key=lambda mv: (models.get(mv[0], len(models)), mv[0], _variant_rank(config, mv[1], named[mv])))
-    found = sorted(found, key=lambda g: (g.machine, g.dataset, _length_rank(g.length), models.get(g.model, len(models)), g.variant))
     pairs = list(model_pairs(found, config))
     rows: dict[str, list[dict[str, Any]]] = {
         "stages": [stage_row(g, _first_call(gathered, g), _busy(gathered, g), confidence=confidence, resamples=resamples) for g in found],
         "comparison": comparison_rows(pairs, config),
         "axis": axis_rows(found, config),
         "load": load_rows(found),
-        "optimisations": optimisation_rows(found, order, config, _quality(gathered)),
-        "failures": failure_rows(timings),
+        "optimisations": optimisation_rows(found, variants_in_order(found, config), config, _quality(gathered)),
+        "failures": failure_rows(timings, found),
         "distribution": [
             row for g in found for row in distribution_rows(g, _busy(gathered, g), confidence=confidence, resamples=resamples)
         ],
@@ -123,27 +119,10 @@ def _tables(
         "decomposition": decomposition_rows(pairs),
         "acceptance": acceptance_rows(pairs, timings, tokenizers),
     }
-    machines, datasets = sorted({g.machine for g in found}), sorted({g.dataset for g in found})
+    machines, datasets = list(dict.fromkeys(g.machine for g in found)), list(dict.fromkeys(g.dataset for g in found))
     shown = {name: layout(name, config, several_machines=len(machines) > 1, several_datasets=len(datasets) > 1) for name in rows}
     where = f"Dataset: {', '.join(datasets)}. Machine: {', '.join(machines)}."
     return {name: build_table(name, TITLES[name], data, COLUMNS[name], shown[name], (*NOTES[name], where)) for name, data in rows.items()}
-
-
-def _length_rank(length: str) -> tuple[int, int, str]:
-    """Natural lengths first, then fixed ones by their number."""
-    digits = "".join(c for c in length if c.isdigit())
-    return (0, 0, length) if length.startswith("natural") else (1, int(digits or 0), length)
-
-
-def _variant_rank(config: Config, name: str, settings: Mapping[str, Any]) -> tuple[Any, ...]:
-    """Where a variant stands on the config's axes: the first value of each axis is the base, whatever the order of the plan's jobs."""
-    axes = config.variants
-    rank = []
-    usual = {"keep_visual": 1.0, "preprocess": "pil"}  # settings leave these two out where they are the default
-    for axis in ("engine", "quantization", "batch", "attention", "frames", "source", "keep_visual", "preprocess"):
-        values, value = list(getattr(axes, axis)), settings.get(axis, usual.get(axis))
-        rank.append(values.index(value) if value in values else len(values))
-    return (*rank, name)
 
 
 def _first_call(gathered: Gathered, group: Group) -> dict[str, Any]:

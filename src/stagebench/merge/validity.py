@@ -12,7 +12,7 @@ import polars as pl
 
 from stagebench.config import Config
 from stagebench.files import bounded_text
-from stagebench.merge.groups import CAPPED_POOL, Group
+from stagebench.merge.groups import CAPPED_POOL, GROUP, Group
 from stagebench.rows import Code, Status
 
 __all__ = ["Finding", "StudyVerdict", "failure_rows", "judge", "read_verifications"]
@@ -115,8 +115,8 @@ def _row_codes(timings: Path) -> list[Finding]:
     return [Finding(str(code), f"{d}/{m}/{v}", int(n), f"{n} rows") for d, m, v, code, n in counted.rows()]
 
 
-def failure_rows(timings: Path) -> list[dict[str, Any]]:
-    """Samples with runs that failed or were discarded: one row for each model, length, sample and reason."""
+def failure_rows(timings: Path, found: Sequence[Group]) -> list[dict[str, Any]]:
+    """Samples with runs that failed or were discarded: one row for each group, in the order of `found`, and for each sample and reason."""
     keys = ["machine", "dataset", "model", "variant", "length", "sample", "status", "reason"]
     codes = [code.value for code in Code if code.discards]
     frame = (
@@ -131,4 +131,5 @@ def failure_rows(timings: Path) -> list[dict[str, Any]]:
         .sort(*keys, "codes", nulls_last=True)
         .collect()
     )
-    return frame.to_dicts()
+    places = {group.key: number for number, group in enumerate(found)}
+    return sorted(frame.to_dicts(), key=lambda row: places.get(tuple(row[name] for name in GROUP), len(places)))

@@ -171,7 +171,8 @@ def forest(study: Study) -> Any:
         return None
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     # the layers have no data of their own: facets divide what the whole chart holds
-    base = alt.Chart().encode(y=alt.Y("metric:N", sort=metrics, title=None), yOffset=alt.YOffset("series:N"), color=_series_colour(rows))
+    beside = alt.YOffset("series:N", sort=list(dict.fromkeys(row["series"] for row in rows)))
+    base = alt.Chart().encode(y=alt.Y("metric:N", sort=metrics, title=None), yOffset=beside, color=_series_colour(rows))
     scale = alt.Scale(type="log", nice=False)
     chart = alt.layer(
         base.mark_rule(strokeWidth=2).encode(

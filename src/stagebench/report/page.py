@@ -13,9 +13,11 @@ import markupsafe
 import polars as pl
 import vl_convert
 
-from stagebench.errors import MergeError
+from stagebench.config import Config
+from stagebench.errors import MergeError, StagebenchError
 from stagebench.files import bounded_text, whole_file
 from stagebench.merge.groups import CAPPED_POOL, groups
+from stagebench.merge.order import in_order
 from stagebench.report.answers import answers
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES, Study
@@ -80,9 +82,10 @@ def _read(results: Path) -> Study:
         summary = json.loads(bounded_text(results / "summary.json", MAX_SUMMARY_BYTES))
         if not isinstance(summary, dict):
             raise ValueError(f"a JSON {type(summary).__name__}, expected an object")
-    except (OSError, ValueError, RecursionError) as error:
+        config = Config.model_validate(summary["config"])
+    except (OSError, ValueError, KeyError, RecursionError, StagebenchError) as error:
         raise MergeError(f"{results / 'summary.json'}: cannot be read ({error}). Merge the study first.") from error
-    found = groups(results / "timings.parquet")
+    found = in_order(groups(results / "timings.parquet"), config)
     tables = {name: read_table(results / "tables" / f"{name}.parquet") for name in TABLES}
     study = Study(tables, found, pl.DataFrame(), summary)
     return Study(tables, found, _token_gaps(study, results / "timings.parquet"), summary)
@@ -95,7 +98,9 @@ def _token_gaps(study: Study, timings: Path) -> pl.DataFrame:
     # the first gap is the one since the end of prefill
     gap = pl.concat_list(pl.col("token_ms").list.head(1), pl.col("token_ms").list.diff().list.slice(1)).alias("gap")
     rows = []
-    for group in accepted.select(keys).unique().sort(*keys).collect().to_dicts():  # a group at a time: every token becomes a row
+    places = {group.key: number for number, group in enumerate(study.groups)}
+    there = sorted(accepted.select(keys).unique().collect().rows(), key=lambda key: (places.get(key, len(places)), key))
+    for group in (dict(zip(keys, key, strict=True)) for key in there):  # a group at a time: every token becomes a row
         gaps = (
             accepted.filter(*(pl.col(key).eq_missing(pl.lit(value)) for key, value in group.items()))
             .select(gap, pl.int_ranges(2, pl.col("token_ms").list.len() + 2).alias("position"))
