@@ -23,6 +23,7 @@ from stagebench.files import bounded_text
 from stagebench.merge.comparison import paired, ratio_row
 from stagebench.merge.gather import MERGED_SCHEMA, difference
 from stagebench.merge.groups import SETTINGS, Group, groups
+from stagebench.merge.order import in_order
 from stagebench.stats import Verdict, verdict
 
 __all__ = ["Outcome", "compare_results", "exit_code"]
@@ -37,7 +38,7 @@ class Outcome:
     """What a comparison of two folders says."""
 
     rows: list[dict[str, Any]]
-    """One a group and metric: dataset, model, length, variant, metric, n, medians, ratio, low, high, verdict."""
+    """One a group of B and metric: machine (B's), dataset, model, length, variant, metric, n, medians, ratio, low, high, verdict."""
     differences: list[str]
     """Lines of the fingerprints that differ: `machine...`, `study...`, `config...`."""
     notes: list[str]
@@ -53,7 +54,10 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
         summaries.append(_summary(folder))
         found.append(_groups(folder))
     config = Config.model_validate(summaries[1]["config"])
-    index = {_key(group): group for group in found[0] if group.n}
+    index: dict[tuple[Any, ...], dict[str, Group]] = {}
+    for group in found[0]:
+        if group.n:
+            index.setdefault(_key(group), {})[group.machine] = group
     notes = [
         f"{f}: {s['verdict']} ({', '.join(sorted({r['code'] for r in s['reasons']}))})"
         for f, s in zip((a, b), summaries, strict=True)
@@ -61,18 +65,23 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
     ]
     rows: list[dict[str, Any]] = []
     matched = set()
-    for group in found[1]:
-        other = index.get(_key(group))
-        if other is None or not group.n:
+    for group in in_order(found[1], config):
+        known = index.get(_key(group), {})
+        if not known or not group.n:
             if group.n:
                 notes.append(f"only in {b}: {_name(group)}")
             continue
-        matched.add(_key(group))
+        other = known.get(group.machine) or (next(iter(known.values())) if len(known) == 1 else None)
+        if other is None:
+            notes.append(f"not compared: {_name(group)}: {b} has it of {group.machine}, {a} of {', '.join(sorted(known))}")
+            continue
+        matched.add((_key(group), other.machine))
         pair = paired(group, other)
         if not pair.n:
             notes.append(f"no common sample: {_name(group)}")
             continue
-        identity = {"dataset": group.dataset, "model": group.model, "variant": group.variant, "length": group.length}
+        identity = {"machine": group.machine, "dataset": group.dataset, "model": group.model, "variant": group.variant}
+        identity |= {"length": group.length}
         own = [identity | ratio_row(pair, metric, config) for metric in METRICS]
         rows += own
         if withheld := [row["metric"] for row in own if _withheld(row, config)]:
@@ -80,7 +89,12 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
                 f"word withheld: {_name(group)}: a side waited for a CPU for {own[0]['cpu_wait_share']:.0%} of its time, so "
                 f"{', '.join(withheld)} can have no clear word. Time it again on a quiet machine."
             )
-    notes += [f"only in {a}: {_name(group)}" for key, group in index.items() if key not in matched]
+    notes += [
+        f"only in {a}: {_name(group)}{f' on {machine}' if len(known) > 1 else ''}"
+        for key, known in index.items()
+        for machine, group in known.items()
+        if (key, machine) not in matched
+    ]
     if not rows:
         raise MergeError(
             f"{a} and {b} share no accepted sample of one model, settings and length: there is nothing to compare.\n" + "\n".join(notes)
@@ -158,12 +172,13 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> list[str]:
 def _text(
     a: Path, b: Path, rows: Sequence[Mapping[str, Any]], changed: Sequence[str], notes: Sequence[str], threshold: float, code: int
 ) -> str:
-    header = ("dataset", "model", "length", "metric", "n", "A", "B", "B / A", "interval", "verdict")
+    several = tuple(name for name in ("machine", "variant") if len({r[name] for r in rows}) > 1)
+    header = (*several, "dataset", "model", "length", "metric", "n", "A", "B", "B / A", "interval", "verdict")
     body = []
     for r in rows:
         interval = "–" if r["low"] is None else f"{_number(r['low'])} to {_number(r['high'])}"
         figures = (_number(r["reference_median"]), _number(r["median"]), _number(r["ratio"]), interval, r["verdict"])
-        body.append((r["dataset"], r["model"], r["length"], r["metric"], str(r["n"]), *figures))
+        body.append((*(r[name] for name in several), r["dataset"], r["model"], r["length"], r["metric"], str(r["n"]), *figures))
     widths = [max(len(line[i]) for line in (header, *body)) for i in range(len(header))]
     lines = [f"A: {a}", f"B: {b}", ""]
     lines += ["  ".join(text.ljust(w) for text, w in zip(line, widths, strict=True)).rstrip() for line in (header, *body)]

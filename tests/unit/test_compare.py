@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from factories import config, make_study
+from factories import config, make_rows, make_study, write_rows
 from stagebench import cli
 from stagebench.compare import compare_results, exit_code
 from stagebench.errors import MergeError
@@ -53,6 +53,39 @@ def test_what_only_one_has_is_said(tmp_path: Path) -> None:
     assert {r["model"] for r in outcome.rows} == {"eventgpt"}
     assert any("only in" in note and "video_llava" in note for note in outcome.notes)
     assert any(line.startswith("config.models.video_llava") for line in outcome.differences)
+
+
+def test_variants_are_told_apart_and_stand_in_the_order_of_the_config(tmp_path: Path) -> None:
+    batches = {"variants": {"b2": {"batch": 2}, "b16": {"batch": 16}}, "plan_config": config(variants={"batch": [2, 16]})}
+    a = study(tmp_path / "a", samples=6, blocks=1, lengths=("16",), **batches)
+    outcome = compare_results(a, a)
+    assert list(dict.fromkeys(r["variant"] for r in outcome.rows)) == ["b2", "b16"]
+    header, *lines = [line.split() for line in outcome.text.splitlines()[3:]]
+    assert header[:2] == ["variant", "dataset"] and {line[0] for line in lines if line[1:2] == ["set"]} == {"b2", "b16"}
+
+
+def test_each_machine_is_held_against_itself(tmp_path: Path) -> None:
+    """A folder that was timed on two machines: each is compared with its own times, never with those of whichever was read last."""
+
+    def two(folder: Path, slow: str) -> Path:
+        folder.mkdir()
+        whole = make_study(folder, plan_config=config(), blocks=2, models={"eventgpt": {}}, lengths=("16",))
+        for number, name in enumerate(("one", "two")):
+            pace = {"one": 20.0, "two": 200.0}[name] * (1.5 if name == slow else 1.0)
+            block = whole.jobs[number].block
+            rows = make_rows(samples=block.samples, block=block.name, pace=pace, lengths=("16",))
+            write_rows(folder / whole.jobs[number].path, rows, machine={"cpu": {"name": name}})
+        merge(whole, folder)
+        return folder
+
+    a, b = two(tmp_path / "a", "none"), two(tmp_path / "b", "two")
+    ratios = {r["machine"].split("-")[0]: r["ratio"] for r in compare_results(a, b).rows if r["metric"] == "ms_per_token"}
+    assert ratios == {"one": pytest.approx(1, rel=0.02), "two": pytest.approx(1.5, rel=0.02)}
+    alone = study(tmp_path / "c", models={"eventgpt": {}}, lengths=("16",), machine={"cpu": {"name": "third"}})
+    with pytest.raises(MergeError, match="not compared: .* of one-.*, two-"):
+        compare_results(a, alone)
+    same = study(tmp_path / "d", models={"eventgpt": {}}, lengths=("16",), machine={"cpu": {"name": "one"}})
+    assert [note.rpartition(" ")[2].split("-")[0] for note in compare_results(a, same).notes if note.startswith("only in")] == ["two"]
 
 
 def test_an_invalid_side_is_said(tmp_path: Path) -> None:
