@@ -299,6 +299,18 @@ def test_params_change_with_what_is_measured_and_not_with_how_jobs_are_cut(data:
     assert params(models={**MODELS, "llava": MODELS["video_llava"]}) == base
 
 
+def test_what_a_merge_says_depends_on_the_order_of_an_axis(data: Path, tmp_path: Path) -> None:
+    """Variants are held against an axis's first value: turned round, nothing is timed anew, and all is merged again."""
+
+    def planned(**over: object) -> Plan:
+        return build_plan(config(data, **over), tmp_path / "cache")
+
+    one, other = planned(variants={"batch": [1, 4]}), planned(variants={"batch": [4, 1]})
+    assert paths(one) == paths(other) and one.merge_params() != other.merge_params()
+    assert planned().merge_params() != planned(shards={"max_failed": 0.5}).merge_params(), "it decides whether a study is VALID"
+    assert set(json.loads(planned().merge_params())) == {"study", "compare", "models"}, "studies as they were are not merged again"
+
+
 def test_weights_count_by_content(data: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()

@@ -14,7 +14,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from stagebench.config import Config, canonical, load_config
+from stagebench.config import Config, ShardsConfig, canonical, load_config
 from stagebench.digests import DigestIndex, Progress
 from stagebench.errors import PlanError
 from stagebench.plan import trie
@@ -114,7 +114,14 @@ class Plan:
 
     def merge_params(self) -> str:
         """As `timing_params`, for the merge: all but what only timing jobs and shards depend on, and their names carry."""
-        return canonical({"study": self.config.study, "compare": self._head["config"]["compare"], "models": list(self.config.models)})
+        config = self._head["config"]
+        settings = {"study": self.config.study, "compare": config["compare"], "models": list(self.config.models)}
+        # the order of an axis says which variant others are held against; left out where it says nothing
+        order = {axis: values for axis, values in config["variants"].items() if isinstance(values, list) and len(values) > 1}
+        order |= {"datasets": list(config["datasets"])} if len(config["datasets"]) > 1 else {}
+        if config["shards"]["max_failed"] != ShardsConfig().max_failed:
+            settings["max_failed"] = config["shards"]["max_failed"]
+        return canonical(settings | ({"order": order} if order else {}))
 
     def report_params(self) -> str:
         """As `timing_params`, for the report: what stands on the page beside the merged results."""
