@@ -1,11 +1,14 @@
 """The validated configuration, what names may look like, and what jobs on a device share."""
 
+from stagebench import engines
 from stagebench.config import load_config
 
 # `pathvars` is Snakemake's own key; all others are the study's.
 CONFIG = load_config(
     {key: value for key, value in config.items() if key not in ("pathvars", "paths")}
 )
+for engine in CONFIG.variants.engine:
+    engines.require(engine)
 
 
 wildcard_constraints:

@@ -83,11 +83,12 @@ def run(
     from stagebench.standalone import config_from_flags, run_study
 
     setup_logging(verbose)
+    device = _device(device)
     config = config_from_flags(
         dataset_dir,
         study=output_dir.resolve().name,
         dataset_json=dataset_json,
-        models=[m.strip() for m in models.split(",") if m.strip()],
+        models=_names(models),
         preset=preset,
         frames=frames,
         event_parts=event_frames,
@@ -159,7 +160,8 @@ def verify(
 
     setup_logging(verbose)
     failed = False
-    for report in verify_study(configfile, output_dir, cache_dir, only=models.split(",") if models else None, device=device):
+    only = _names(models) if models else None
+    for report in verify_study(configfile, output_dir, cache_dir, only=only, device=_device(device)):
         console.print(f"{report.model} ({report.weights}, {report.dtype}, {report.device}): {'passed' if report.passed else 'FAILED'}")
         for check in report.checks:
             console.print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}", markup=False)
@@ -172,7 +174,7 @@ def compare(
     a: Annotated[Path, typer.Argument(help="Results folder before.")],
     b: Annotated[Path, typer.Argument(help="Results folder after.")],
     threshold: Annotated[
-        float, typer.Option(help="Exit with 1 when a total is SLOWER, its whole interval by more than this share.")
+        float, typer.Option(min=0, help="Exit with 1 when a total is SLOWER, its whole interval by more than this share.")
     ] = 0.05,
 ) -> None:
     """Two results side by side, with the difference of their fingerprints; exit code 1 on SLOWER, 2 where they cannot be compared.
@@ -256,7 +258,7 @@ def dataset_from_dsec(
             target,
             lengths,
             overlap=overlap,
-            sequences=sequences.split(",") if sequences else None,
+            sequences=_names(sequences) if sequences else None,
             fps=fps,
             rectify=rectify,
             query=query,
@@ -365,6 +367,26 @@ def cache_verify(cache_dir: CACHE_DIR = Path("cache"), verbose: VERBOSE = False)
                 console.print(f"ok   {path}", markup=False)
     console.print(f"{good} shards are as they were written, {bad} are not")
     raise typer.Exit(int(bad > 0))
+
+
+def _names(text: str) -> list[str]:
+    return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def _device(text: str | None) -> str | None:
+    """A device that torch has here; what it has not would end in a traceback amid the study."""
+    if text is None:
+        return None
+    import torch
+
+    kind, _, number = text.partition(":")
+    if kind not in ("cpu", "cuda") or ((number or text.endswith(":")) and not number.isdecimal()):
+        raise typer.BadParameter(f"{text!r}: expected cpu, cuda or cuda:N", param_hint="--device")
+    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if kind == "cuda" and int(number or 0) >= devices:
+        has = f"{devices} CUDA devices" if devices else "no CUDA device"
+        raise typer.BadParameter(f"{text!r}: torch {torch.__version__} sees {has}; `stagebench doctor` says more", param_hint="--device")
+    return text
 
 
 def _sensor(text: str | None) -> tuple[int, int] | None:

@@ -271,6 +271,8 @@ def load_config(source: str | Path | Mapping[str, Any]) -> Config:
         where = str(source)
         try:
             source = yaml.safe_load(bounded_text(Path(source), MAX_CONFIG_BYTES))
+        except FileNotFoundError:
+            raise ConfigError(f"{where}: no such file. Paths are relative to the folder in which you start.") from None
         except Exception as error:  # PyYAML lets out what its constructors meet: ValueError for 2001-99-99, IndexError for !!int ''
             raise ConfigError(f"{where}: cannot be read as YAML: {type(error).__name__}: {error}") from error
     if not isinstance(source, Mapping):
@@ -278,19 +280,47 @@ def load_config(source: str | Path | Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(source))
     except ValidationError as error:
-        lines = [_explain(e) for e in error.errors()]
+        lines = _explanations(error.errors())
         raise ConfigError(f"{where}: {len(lines)} wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
 
 
-def _explain(error: Any) -> str:
-    key = ".".join(str(part) for part in error["loc"]) or "(whole)"
-    if error["type"] == "extra_forbidden":
-        return f"{key}: unknown key. {_remedy(error['loc'])}"
-    if error["type"] == "missing":
-        return f"{key}: missing, and it has no default."
-    found = error["input"]
-    shown = f" Found {reprlib.repr(found)}." if not isinstance(found, Mapping) else ""
-    return f"{key}: {error['msg']}.{shown}"
+def _explanations(found: Sequence[Any]) -> list[str]:
+    """A line for each wrong place. Pydantic tells of each branch of a union apart, and calls a list whose items are wrong empty."""
+    places = [tuple(part for part in error["loc"] if not str(part).startswith(_BRANCHES)) for error in found]
+    wanted: dict[tuple[int | str, ...], list[str]] = {}
+    for error, place in zip(found, places, strict=True):
+        within = any(other[: len(place)] == place != other for other in places)
+        if not (error["type"] == "too_short" and within):
+            wanted.setdefault(place, []).append(_expected(error))
+    inputs = dict(zip(places, (error["input"] for error in found), strict=True))
+    return [_explain(place, " Or: ".join(texts), inputs[place]) for place, texts in wanted.items()]
+
+
+_BRANCHES = ("literal[", "constrained-")
+
+
+def _expected(error: Any) -> str:
+    match error["type"]:
+        case "extra_forbidden":
+            return f"unknown key. {_remedy(error['loc'])}"
+        case "missing":
+            return "missing, and it has no default."
+        case "string_pattern_mismatch":
+            return "A name has letters, digits, '_', '.' and '-', and begins with a letter or digit."
+        case "too_short":
+            return "Expected at least one."
+        case "tuple_type":
+            return "Expected a list, as in [a, b]."
+        case "model_type" | "dict_type":
+            return "Expected keys below it, each with its value; to have the defaults, leave the section out."
+        case _:
+            return f"{error['msg']}."
+
+
+def _explain(place: Sequence[int | str], text: str, found: Any) -> str:
+    key = ".".join(str(part) for part in place if part != "[key]") or "(whole)"
+    shown = f" Found {reprlib.repr(found)}." if not isinstance(found, Mapping) and not text.startswith("unknown key") else ""
+    return f"{key}: {text}{shown}"
 
 
 def _remedy(place: Sequence[int | str]) -> str:

@@ -110,7 +110,8 @@ def _print_table(
     left = len(all_rows) - len(rows)
     if left:
         lengths = ", ".join(dict.fromkeys(row["length"] for row in all_rows if row["n"] in ("", "0")))
-        console.print(f"{left} rows with {lacking} are left out (length {lengths}).", style="dim")
+        rows_are = ("1 row", "is") if left == 1 else (f"{left} rows", "are")
+        console.print(f"{rows_are[0]} with {lacking} {rows_are[1]} left out (length {lengths}).", style="dim")
 
 
 def print_samples(timings: Path, count: int) -> None:

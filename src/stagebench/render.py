@@ -208,7 +208,7 @@ def _checked_sensor(events: Events, sensor: tuple[int, int], planes: int = 1) ->
         need = _extent(events, slice(None))
         if need[0] > height or need[1] > width:
             raise CorruptClipError(
-                f"events reach {need[1]}x{need[0]} pixels, the sensor has {width}x{height}. Correct sensor: "
+                f"events reach {need[0]} rows and {need[1]} columns, the sensor has {height} and {width}. Correct sensor: "
                 "[height, width], or leave the clip out."
             )
     _check_pixels((height, width), planes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,8 +81,8 @@ def config_from_flags(
         dataset["index"] = dataset_json
     return load_config(
         {
-            "study": study,
-            "datasets": {dataset_dir.resolve().name or "data": dataset},
+            "study": _slug(study, "run"),
+            "datasets": {_slug(dataset_dir.resolve().name, "data"): dataset},
             "frames": {"count": frames, "source": source if source in ("cache", "mp4", "frames") else "cache"},
             "events": {
                 "parts": event_parts,
@@ -101,8 +102,15 @@ def config_from_flags(
     )
 
 
+def _slug(folder: str, otherwise: str) -> str:
+    """A folder's name as that of a study or dataset, which stand in file names: what may not be there becomes `_`."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "_", folder).lstrip("_.-")[:64] or otherwise
+
+
 def _stanza(text: str, preset: str) -> tuple[str, dict[str, Any]]:
-    name, _, weights = text.partition("=")
+    name, given, weights = text.partition("=")
+    if not given and "/" in name:
+        raise ConfigError(f"--models {name}: expected a name, or name=weights. Give it a name, as in llava={name}")
     weights = weights or "dummy:0"
     stanza = dict(KNOWN_MODELS.get(name, {"adapter": "hf", "input": "frames"}), weights=weights)
     if weights.startswith("dummy:"):
@@ -119,7 +127,7 @@ def run_study(
     threads: int = 1,
     progress: Progress | None = None,
 ) -> StudyResult:
-    """Plan, extract, verify, time, merge and report. What is there already under the plan's names, and was measured as planned, is kept.
+    """Plan, verify, extract, time, merge and report. What is there already under the plan's names, and was measured as planned, is kept.
 
     progress: called with (what, done, of, a note on the pace) as steps end. Raises BusyError when another run works in `results`.
     """
@@ -128,6 +136,7 @@ def run_study(
 
 
 def _run_study(config: Config, results: Path, cache: Path, device: str | None, threads: int, progress: Progress | None) -> StudyResult:
+    from stagebench.engines import require
     from stagebench.extract import extract_shard
     from stagebench.merge import merge
     from stagebench.plan import build_plan
@@ -137,8 +146,12 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
     from stagebench.verify import run_verify
 
     tell = progress or (lambda what, done, of, note: log.info("%s %d/%d %s", what, done, of, note))
+    for engine in config.variants.engine:
+        require(engine)
     plan = build_plan(config, cache, earlier=results / "plan.json", threads=threads)
     plan.write(results / "plan.json")
+    for proof in plan.verify_paths:  # reads clips live: a model that is not to be had is said before hours of extraction
+        run_verify(plan, plan.verify_job(proof), results / proof, cache=cache, device=device)
     pace = _Pace()
     extracted = timed = clips = samples = 0
     all_clips, all_samples = sum(len(shard.clips) for shard in plan.shards), sum(len(job.block.samples) for job in plan.jobs)
@@ -151,12 +164,7 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
             extracted += 1
         clips += len(shard.clips)
         tell("extract clips", clips, all_clips, "")
-    verified: set[str] = set()
     for job in plan.jobs:
-        proof = plan.verify_path(job)
-        if proof not in verified:
-            run_verify(plan, plan.verify_job(proof), results / proof, cache=cache, device=device)
-            verified.add(proof)
         output = results / job.path
         if not stands(output, plan.timing_fingerprint(job)):
             part = _Part(tell, "time samples", samples, all_samples, _Pace())

@@ -185,6 +185,12 @@ def videos(tmp_path: Path) -> Path:
     return tmp_path / "videos"
 
 
+def test_an_overlap_that_cannot_be_leaves_nothing_behind(videos: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="overlap 1"):
+        from_video(videos, tmp_path / "out", 1_000_000, overlap=1.5, height=64)
+    assert from_video(videos, tmp_path / "out", 1_000_000, overlap=0.5, height=64) == 4, "the corrected call is not refused"
+
+
 def test_videos_become_clips_with_events_where_things_move(videos: Path, tmp_path: Path) -> None:
     root = tmp_path / "out"
     assert from_video(videos, root, 1_000_000, overlap=0.5, height=64) == 4, "2.5 s hold four clips of 1 s at half overlap"

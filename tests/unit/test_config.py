@@ -83,6 +83,30 @@ def test_an_unknown_key_is_told_what_may_have_been_meant(demo: dict, key: str, s
         load_config(edit(demo, key, 1))
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("timing.lengths", ["natrual", 8], "timing.lengths.0: Input should be 'natural'. Or: Input should be a valid integer"),
+        ("timing.lengths", "natural", "timing.lengths: Expected a list"),
+        ("variants.quantization", ["int-4"], "variants.quantization.0: Input should be 'none', "),
+        ("variants.engine", [], "variants.engine: Expected at least one."),
+        ("frames", None, "frames: Expected keys below it"),
+        ("datasets", {"my clips": {"root": "x"}}, "datasets.my clips: A name has letters"),
+    ],
+)
+def test_a_wrong_place_is_one_line_in_words_of_the_configuration(demo: dict, key: str, value: object, says: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_config(edit(demo, key, value))
+    first, *lines = str(caught.value).splitlines()
+    assert first == "config: 1 wrong:"
+    assert lines[0].strip().startswith(says), lines
+
+
+def test_a_file_that_is_not_there_is_no_bad_yaml(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"study\.yaml: no such file"):
+        load_config(tmp_path / "study.yaml")
+
+
 @pytest.mark.parametrize("content", ["- a\n- b\n", "a: [1\n", "\xff"])
 def test_a_file_that_is_no_mapping_is_refused_with_its_name(tmp_path: Path, content: str) -> None:
     path = tmp_path / "study.yaml"

@@ -70,7 +70,7 @@ def test_groups_without_a_sample_are_counted_not_printed(tmp_path: Path, printed
 
     text = "\n".join(show(tmp_path, printed, edit=capped))
     assert "2 rows with no accepted sample are left out (length natural)." in text
-    assert "rows with no pair are left out (length natural)" in text
+    assert "1 row with no pair is left out (length natural)." in text
 
 
 def test_answers_are_printed_as_said(tmp_path: Path, printed: io.StringIO) -> None:

@@ -233,7 +233,7 @@ def test_what_cannot_be_drawn(backend):
         lambda: render.voxel_grid(three, 2, (5, 2)),
         lambda: render.event_histogram(three, (5, 2)),
     ):
-        with pytest.raises(CorruptClipError, match="reach 3x1 pixels, the sensor has 2x5"):
+        with pytest.raises(CorruptClipError, match="reach 1 rows and 3 columns, the sensor has 5 and 2"):
             call()
     with pytest.raises(ConfigError, match="needs the dataset's sensor"):
         render.event_frames(three, parts=1)

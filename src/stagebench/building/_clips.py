@@ -59,8 +59,7 @@ def windows(begin: int, end: int, duration: int, overlap: float) -> Iterator[tup
 
     Raises ConfigError for an overlap outside [0, 0.95].
     """
-    if not 0 <= overlap <= 0.95:
-        raise ConfigError(f"overlap {overlap}: expected a share from 0 to 0.95; 0.5 lets each clip share half of the one before.")
+    _check_overlap(overlap)
     step = max(1, round(duration * (1 - overlap)))
     t0 = begin
     while t0 + duration <= end:
@@ -68,8 +67,17 @@ def windows(begin: int, end: int, duration: int, overlap: float) -> Iterator[tup
         t0 += step
 
 
+def _check_overlap(overlap: float) -> None:
+    if not 0 <= overlap <= 0.95:
+        raise ConfigError(f"overlap {overlap}: expected a share from 0 to 0.95; 0.5 lets each clip share half of the one before.")
+
+
 def claim(root: Path, parameters: Mapping[str, Any]) -> None:
-    """Make `root` a dataset built with these parameters, or find that it is one. Raises DatasetError when it is another."""
+    """Make `root` a dataset built with these parameters, or find that it is one.
+
+    Raises DatasetError when it is another, ConfigError for an overlap that `windows` refuses: nothing may be claimed for such a one.
+    """
+    _check_overlap(parameters["overlap"])
     record = root / _RECORD
     try:
         before = json.loads(record.read_text(encoding="utf-8"))

@@ -23,7 +23,9 @@ _ID = re.compile(r'"id"\s*:\s*("[^"]{0,80}"|\d{1,20})')
 
 def read_index(path: Path) -> str:
     """The index as text. Raises DatasetError when it is too large, no regular file, or not UTF-8."""
-    data = _read_bounded(path, MAX_INDEX_BYTES, "Split the dataset into several, each with its own index.")
+    data = _read_bounded(
+        path, MAX_INDEX_BYTES, "Split the dataset into several, each with its own index.", "Check datasets.<name>.root and index."
+    )
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
@@ -35,12 +37,12 @@ def read_index(path: Path) -> str:
         ) from None
 
 
-def _read_bounded(path: Path, limit: int, remedy: str) -> bytes:
+def _read_bounded(path: Path, limit: int, remedy: str, missing: str) -> bytes:
     try:
         # O_NONBLOCK: a FIFO in the place of a file must not hang the plan.
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError as error:
-        raise DatasetError(f"{path}: cannot be read ({error.strerror}). Check datasets.<name>.root and index.") from None
+        raise DatasetError(f"{path}: cannot be read ({error.strerror}). {missing}") from None
     try:
         info = os.fstat(fd)
         if not stat.S_ISREG(info.st_mode):
@@ -129,7 +131,12 @@ def _near_id(text: str, at: int) -> str:
 
 def read_questions(path: Path) -> list[str]:
     """A JSON list of strings (or of objects with "question"), or a text file with one question a line."""
-    data = _read_bounded(path, MAX_QUESTIONS_BYTES, "Keep questions_file to the questions themselves.")
+    data = _read_bounded(
+        path,
+        MAX_QUESTIONS_BYTES,
+        "Keep questions_file to the questions themselves.",
+        "Check datasets.<name>.questions_file: it is relative to the folder in which you start.",
+    )
     try:
         text = data.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -44,6 +44,8 @@ def write_demo(root: Path, clips: int = 6, seed: int = 0, seconds: float = 1.0, 
             f"demo of {clips} clips, {seconds} s, {height}x{width}: expected 1 clip or more, 0.05 s or more, even sides of 32 or more."
         )
     root = Path(root)
+    if root.exists() and not root.is_dir():
+        raise DatasetError(f"{root}: a file, expected a folder to write the demo to. Choose another name.")
     index, record = root / INDEX, root / _RECORD
     parameters = {"format": _FORMAT, "seed": seed, "seconds": seconds, "size": list(size)}
     entries = [_entry(i) for i in range(clips)]

@@ -10,7 +10,7 @@ from stagebench.errors import ModelError
 if TYPE_CHECKING:
     from stagebench.engines.base import Engine
 
-__all__ = ["available", "create"]
+__all__ = ["available", "create", "require"]
 
 _ENGINES = {
     "fused": ("stagebench.engines.fused", "FusedEngine"),
@@ -28,10 +28,14 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_ENGINES))
 
 
+def require(name: str) -> None:
+    """Raises ModelError for an unknown name. Imports no engine, so that a study can be refused before its first job."""
+    if name not in _ENGINES:
+        raise ModelError(f"engine {name!r}: expected one of {', '.join(available())}. Set variants.engine to one of these.")
+
+
 def create(name: str) -> Engine:
     """A fresh engine. Raises ModelError for an unknown name."""
-    try:
-        module, attribute = _ENGINES[name]
-    except KeyError:
-        raise ModelError(f"engine {name!r}: expected one of {', '.join(available())}. Set variants.engine to one of these.") from None
+    require(name)
+    module, attribute = _ENGINES[name]
     return getattr(import_module(module), attribute)()
