@@ -509,6 +509,22 @@ def test_other_code_or_versions_plan_anew(
     assert loads == ["d"]
 
 
+def test_another_version_of_an_adapters_package_plans_anew(study: Study, loads: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    info = study.folder / "site/theirs-1.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1\n")
+    (info / "entry_points.txt").write_text("[stagebench.adapters]\ntheirs = no_such_module:Thing\n")
+    monkeypatch.syspath_prepend(study.folder / "site")
+    study.config["models"]["eventgpt"]["adapter"] = "theirs"
+    study.plan().write(study.plan_file)
+    loads.clear()
+    study.plan()
+    assert loads == []
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 2\n")
+    study.plan()
+    assert loads == ["d"]
+
+
 def test_the_code_that_counts_is_that_which_plans(repo: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     package = tmp_path / "stagebench"
     shutil.copytree(repo / "src/stagebench", package, ignore=shutil.ignore_patterns("__pycache__"))

@@ -1,5 +1,6 @@
 """Adapters from other packages: the one of docs/adding-a-model.md is installed, found by its entry point, verified and timed."""
 
+import json
 import re
 import subprocess
 import sys
@@ -9,9 +10,12 @@ import polars as pl
 import pytest
 import yaml
 
+from stagebench.config import load_config
 from stagebench.demo import write_demo
 from stagebench.errors import ModelError
 from stagebench.models import registry
+from stagebench.plan import Plan, build_plan
+from stagebench.plan.adapters import adapter_package
 
 
 def install(folder: Path, name: str, target: str) -> None:
@@ -57,6 +61,8 @@ def test_the_adapter_of_the_docs_is_verified_and_timed(package: Path, tmp_path: 
     rows = pl.read_parquet(tmp_path / "results/timings.parquet")
     assert set(rows["status"]) == {"ok"} and set(rows["visual_tokens"]) == {3} and set(rows["encoder_calls"]) == {1}
     assert rows["accepted"].all()
+    studies = json.loads((tmp_path / "results/summary.json").read_text())["studies"]
+    assert {(study["model"]["package"], study["applied"]["adapter"]) for study in studies.values()} == {("pooled 1", "pooled 1")}
 
 
 def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -70,3 +76,48 @@ def test_a_package_that_cannot_be_imported_is_named(tmp_path: Path, monkeypatch:
 def test_an_unknown_adapter_is_told_how_to_declare_one() -> None:
     with pytest.raises(ModelError, match=registry.GROUP):
         registry.create("nobody")
+
+
+def planned(folder: Path, models: dict[str, dict[str, object]], **over: object) -> Plan:
+    study = load_config({"study": "s", "datasets": {"d": {"root": str(folder / "demo")}}, "models": models, **over})
+    return build_plan(study, folder / "cache")
+
+
+def test_another_version_of_an_adapters_package_is_timed_and_verified_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Paths stay, as for other weights; what Snakemake and the merge compare changes, and for built-in adapters it does not."""
+    write_demo(tmp_path / "demo", clips=1, seconds=0.5, size=(64, 96))
+    install(tmp_path / "site", "theirs", "no_such_module:Thing")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    one = {"input": "frames", "weights": "dummy:0", "preset": "tiny"}
+    models: dict[str, dict[str, object]] = {"a": {"adapter": "theirs", **one}, "b": {"adapter": "hf", **one}}
+
+    def params() -> dict[str, tuple[str, str]]:
+        plan = planned(tmp_path, models)
+        return {j.model: (plan.timing_params(j), plan.verify_params(plan.verify_path(j))) for j in plan.jobs}
+
+    before = params()
+    assert [json.loads(text)["adapter"] for text in before["a"]] == ["theirs 1", "theirs 1"]
+    assert not any("adapter" in json.loads(text) for text in before["b"]), "jobs of built-in adapters are what they were"
+    info = tmp_path / "site/theirs-1.dist-info/METADATA"
+    info.write_text(info.read_text().replace("Version: 1", "Version: 2"))
+    after = params()
+    assert after["b"] == before["b"]
+    assert [json.loads(text)["adapter"] for text in after["a"]] == ["theirs 2", "theirs 2"]
+
+
+def test_the_package_of_a_drafts_adapter_counts_where_it_guesses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_demo(tmp_path / "demo", clips=1, seconds=0.5, size=(64, 96))
+    install(tmp_path / "site", "theirs", "no_such_module:Thing")
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    one = {"input": "frames", "weights": "dummy:0", "preset": "tiny"}
+    model = {"adapter": "hf", **one, "draft": {"adapter": "theirs", "weights": "dummy:1", "preset": "tiny"}}
+    plan = planned(tmp_path, {"a": model}, variants={"engine": ["generate", "speculative"]})
+    found = {job.variant.settings["engine"]: plan.timing_fingerprint(job) for job in plan.jobs}
+    assert "adapter" not in found["speculative"] and found["speculative"]["draft_adapter"] == "theirs 1"
+    assert "draft_adapter" not in found["generate"]
+
+
+def test_a_package_of_a_built_in_name_is_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    install(tmp_path, "hf", "no_such_module:Thing")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert adapter_package("hf") is None and registry.create("hf").name == "hf"

@@ -11,13 +11,10 @@ from typing import TypeVar
 
 from stagebench.errors import ModelError
 from stagebench.models.base import Adapter
+from stagebench.plan.adapters import BUILT_IN, GROUP, declared
 
 __all__ = ["GROUP", "create", "names", "register"]
 
-GROUP = "stagebench.adapters"
-"""The entry points' group: `[project.entry-points."stagebench.adapters"]` of a package's pyproject.toml."""
-
-_BUILT_IN = {"hf": "stagebench.models.hf", "eventgpt": "stagebench.models.eventgpt.adapter"}
 _REGISTERED: dict[str, Callable[[], Adapter]] = {}
 
 Factory = TypeVar("Factory", bound=Callable[[], Adapter])
@@ -41,13 +38,13 @@ def register(name: str) -> Callable[[Factory], Factory]:
 
 def names() -> tuple[str, ...]:
     """All adapter names, sorted."""
-    return tuple(sorted({*_BUILT_IN, *_REGISTERED, *entry_points(group=GROUP).names}))
+    return tuple(sorted({*BUILT_IN, *_REGISTERED, *entry_points(group=GROUP).names}))
 
 
 def create(adapter: str) -> Adapter:
     """A new, not yet loaded adapter. Raises ModelError for an unknown name, listing the known ones."""
-    if adapter not in _REGISTERED and adapter in _BUILT_IN:
-        import_module(_BUILT_IN[adapter])
+    if adapter not in _REGISTERED and adapter in BUILT_IN:
+        import_module(BUILT_IN[adapter])
     if adapter not in _REGISTERED:
         _declared(adapter)
     if adapter not in _REGISTERED:
@@ -60,7 +57,7 @@ def create(adapter: str) -> Adapter:
 
 def _declared(adapter: str) -> None:
     """Import an installed package's adapter, if one has this name. Raises ModelError when it cannot be imported."""
-    for point in entry_points(group=GROUP, name=adapter):
+    for point in declared(adapter):
         try:
             factory = point.load()
         except Exception as error:  # somebody else's module, which may fail in any way

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from stagebench.config import Config, ModelConfig, canonical
 from stagebench.digests import DigestIndex, Progress, combine
 from stagebench.plan import trie
+from stagebench.plan.adapters import adapter_packages
 from stagebench.plan.model import Leaf
 from stagebench.plan.specs import Variant, digest_of, expand_variants, extraction_spec, origin, shard_spec, spec_name, told
 
@@ -39,10 +40,11 @@ def build_head(
     The head depends on the content of the files and the configuration only: not on the order of the index, the root or the clock.
     """
     variants = {model: expand_variants(config, settings.input) for model, settings in config.models.items()}
+    packages = adapter_packages(config)
     head: dict[str, Any] = {
         "format": PLAN_FORMAT,
         "config": config.model_dump(mode="json"),
-        "models": {name: _weights(model, index, threads, progress) for name, model in sorted(config.models.items())},
+        "models": {name: {**_weights(model, index, threads, progress), **packages[name]} for name, model in sorted(config.models.items())},
         "versions": versions(),
         "datasets": {},
         "specs": {},
@@ -255,8 +257,9 @@ def timing_settings(config: Config, head: Mapping[str, Any], model: str, variant
         "scratch": config.cache.scratch is not None,
         "versions": head["versions"],
     }
-    draft = head["models"][model].get("draft")
-    if draft is not None and variant.settings["engine"] == "speculative":
-        settings["draft"] = draft
+    known = head["models"][model]
+    # an adapter from another package; a draft's weights, and its adapter, where it guesses
+    names = ("adapter", "draft", "draft_adapter") if variant.settings["engine"] == "speculative" else ("adapter",)
+    settings |= {name: known[name] for name in names if known.get(name) is not None}
     plain: dict[str, Any] = json.loads(canonical(settings))  # as it reads back from a file, so that it can be compared with one
     return plain

@@ -21,6 +21,7 @@ from stagebench.config import Config
 from stagebench.digests import Look, stamps
 from stagebench.errors import PlanError, StagebenchError
 from stagebench.files import whole_file
+from stagebench.plan.adapters import adapter_packages
 from stagebench.plan.build import versions, weight_looks
 from stagebench.plan.file import FileLeaves, leaves_digest, read_head, text_digest
 
@@ -84,6 +85,11 @@ def recall(config: Config, code: str | None, plan: Path) -> tuple[dict[str, Any]
         head, leaves = read_head(plan, planned)
         # as text: == of mappings does not see the order of models
         if json.dumps(head["config"]) != json.dumps(config.model_dump(mode="json")) or head["versions"] != versions():
+            return None
+        if any(
+            {key: value for key, value in head["models"][name].items() if key in ("adapter", "draft_adapter")} != packages
+            for name, packages in adapter_packages(config).items()
+        ):
             return None
         if not _same_weights(config, known) or not _same_datasets(config, known) or not _same_files(known["looks"]):
             return None

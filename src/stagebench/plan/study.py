@@ -151,7 +151,8 @@ class Plan:
         used = {
             key: value for key, value in settings["variant"].items() if key in ("attention", "quantization", "dtype", "input", "frames")
         }
-        return canonical({"model": settings["model"], "weights": settings["weights"], "variant": used, "versions": settings["versions"]})
+        about = {name: settings[name] for name in ("model", "weights", "versions", "adapter") if name in settings}
+        return canonical(about | {"variant": used})
 
     @cached_property
     def verify_paths(self) -> tuple[str, ...]:

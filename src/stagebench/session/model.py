@@ -14,6 +14,7 @@ from stagebench.config import Config
 from stagebench.errors import ModelError
 from stagebench.models import registry
 from stagebench.models.base import Adapter, ModelSpec
+from stagebench.plan.adapters import adapter_packages
 from stagebench.rows import FORMAT_VERSION
 
 if TYPE_CHECKING:
@@ -104,6 +105,10 @@ def study_fingerprint(config: Config, job: TimingJob, spec: ModelSpec, adapter: 
     reading: the extraction spec of the job's clips. How samples divide into shards and blocks is no part of it.
     """
     timing = config.timing.model_dump(mode="json", exclude={"max_samples", "reuse"})
+    # as installed where the job runs, which need not be where it was planned; nothing for adapters that are built in
+    packages = adapter_packages(config)[job.model]
+    if getattr(adapter, "draft", None) is None:
+        packages.pop("draft_adapter", None)
     return {
         "format": FORMAT_VERSION,
         "study": config.study,
@@ -118,7 +123,9 @@ def study_fingerprint(config: Config, job: TimingJob, spec: ModelSpec, adapter: 
             "tokenizer": adapter.tokenizer_digest(),
             "frames_as": spec.frames_as,
             "prompt": spec.prompt,
+            **({"package": packages["adapter"]} if "adapter" in packages else {}),
         },
+        **({"draft_package": packages["draft_adapter"]} if "draft_adapter" in packages else {}),
         "draft": _draft_identity(adapter),
         "dtype": str(spec.dtype).removeprefix("torch."),
         "variant": dict(job.variant.settings),
