@@ -117,6 +117,20 @@ def remux(
     return path
 
 
+def altered(path: Path, change: Callable[[int, bytearray], bytes], **settings: object) -> Path:
+    """A video whose packets went through `change`, which is given each packet's place in decoding order and its bytes."""
+    whole = encode(path.with_name("whole_" + path.name), **settings)  # type: ignore[arg-type]
+    with av.open(str(whole)) as inside, av.open(str(path), "w") as out:
+        stream = inside.streams.video[0]
+        copy = out.add_stream_from_template(stream)
+        for place, old in enumerate(p for p in inside.demux(stream) if p.size):
+            packet = av.Packet(change(place, bytearray(bytes(old))))
+            packet.pts, packet.dts, packet.time_base, packet.duration = old.pts, old.dts, old.time_base, old.duration
+            packet.is_keyframe, packet.stream = old.is_keyframe, copy
+            out.mux(packet)
+    return path
+
+
 def edit(path: Path, *cuts: tuple[int, int]) -> Path:
     """Let the edit list show `frames` frames from the `first` on, for each (first, frames): cutting without encoding anew."""
     with av.open(str(path)) as container:
@@ -183,7 +197,8 @@ class Odd:
     turn: Callable[[np.ndarray], np.ndarray] | None = field(default=None, compare=False)
     """Takes a returned frame back to the coded picture, to read its barcode."""
     tolerance: int = 0
-    """What the ffmpeg program may differ by: scalers of two FFmpeg versions round a few pixels of odd sizes differently."""
+    """What the ffmpeg program may differ by: scalers of two FFmpeg versions round a few pixels of odd sizes differently, and
+    version 5.1 has other grain."""
 
 
 def _x264(name: str, fast: bool = True, numbers: Iterable[int] = range(30), suffix: str = ".mp4", **settings: object) -> Odd:
@@ -211,6 +226,34 @@ def _joined_midway(path: Path) -> Path:
     with av.open(str(whole)) as container:
         keys = [i for i, p in enumerate(container.demux(video=0)) if p.is_keyframe]
     return remux(whole, path, skip=keys[1])
+
+
+_GRAIN = bytes.fromhex("0000000f 4e01 130a 00a00200ff03c0402180 80")
+"""A unit with film grain characteristics (ITU-T H.265, D.2.17): on luma, one interval of all values, until another message."""
+
+
+def _hevc_groups(open_gop: int) -> dict[str, object]:
+    options = {"g": "10", "bf": "3", "crf": "12", "x265-params": f"log-level=none:b-adapt=0:scenecut=0:open-gop={open_gop}"}
+    return {"codec": "libx265", "options": options}
+
+
+def _grained(path: Path) -> Path:
+    """Grain is asked for with the first picture, and every later one has it."""
+    return altered(path, lambda place, data: _GRAIN + bytes(data) if place == 0 else bytes(data), **_hevc_groups(0))
+
+
+def _spliced(path: Path) -> Path:
+    """Open groups whose first pictures are marked as the begin of another recording: a player leaves out those before them."""
+
+    def change(place: int, data: bytearray) -> bytes:
+        at = 0
+        while at < len(data):
+            if data[at + 4] >> 1 & 63 == 21:  # a clean random access picture
+                data[at + 4] = 16 << 1  # a broken link access picture
+            at += 4 + int.from_bytes(data[at : at + 4], "big")
+        return bytes(data)
+
+    return altered(path, change, **_hevc_groups(1))
 
 
 _FRAGMENTS = {"movflags": "frag_keyframe+empty_moov+default_base_moof"}
@@ -296,6 +339,9 @@ ODD = (
     _other("hevc_closed_gops.mkv", "libx265", fast=True, options={"g": "10", "bf": "3", "x265-params": "log-level=none:open-gop=0"}),
     _other("hevc_interlaced.mp4", "libx265", options={"bf": "2", "x265-params": "log-level=none:interlace=tff"}),
     _other("hevc_ten_bit.mp4", "libx265", fast=True, pixel_format="yuv420p10le"),
+    Odd("hevc_film_grain.mp4", _grained, fast=False, codecs=("libx265",), tolerance=64),
+    Odd("hevc_spliced.mp4", _spliced, tuple(n for n in range(30) if n not in (9, 19)), fast=False, codecs=("libx265",)),
+    _x264("delimiters", options={"x264-params": "aud=1"}),
     _other("hevc_temporal_layers.mp4", "libx265", options={"bf": "3", "x265-params": "log-level=none:temporal-layers=3:b-adapt=0"}),
 )
 

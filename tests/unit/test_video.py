@@ -155,12 +155,14 @@ def test_the_way_taken(made: Path, odd: corpus.Odd) -> None:
             _fast.read(request)
 
 
-def test_a_part_is_decoded(made: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("delimiters", [0, 1])
+def test_a_part_is_decoded(made: Path, monkeypatch: pytest.MonkeyPatch, delimiters: int) -> None:
     """Unreferenced frames and groups without a target never reach a frame of output."""
     decoded: list[int] = []
     check = _fast.Converter.check
     monkeypatch.setattr(_fast.Converter, "check", lambda self, frame: (decoded.append(frame.pts), check(self, frame))[1])
-    path = corpus.encode(made / "long.mp4", range(120), options={"g": "20", "bf": "3", "x264-params": "b-adapt=0:scenecut=0"})
+    options = {"g": "20", "bf": "3", "x264-params": f"b-adapt=0:scenecut=0:aud={delimiters}"}
+    path = corpus.encode(made / f"long_{delimiters}.mp4", range(120), options=options)
     assert corpus.number_of(read_frames(path, 1).pixels[0]) == 59
     assert len(decoded) <= 20
     decoded.clear()

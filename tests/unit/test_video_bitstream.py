@@ -36,12 +36,14 @@ def _packet(*units: bytes) -> bytes:
     return b"".join(struct.pack(">I", len(unit)) + unit for unit in units)
 
 
-def _hvcc(sps: bytes, count: int = 1) -> bytes:
-    one = struct.pack(">BHH", 33, 1, len(sps)) + sps
-    return b"\x01" + bytes(20) + b"\x03" + bytes([count]) + one * count
+def _hvcc(sps: bytes, count: int = 1, pps: bytes = b"") -> bytes:
+    sets = [(33, sps)] * count + [(34, pps)] * bool(pps)
+    packed = b"".join(struct.pack(">BHH", kind, 1, len(unit)) + unit for kind, unit in sets)
+    return b"\x01" + bytes(20) + b"\x03" + bytes([len(sets)]) + packed
 
 
 HEVC_SPS = b"\x42\x01\x01"
+HEVC_PPS, HEVC_HIDING_PPS = (b"\x44\x01" + _bits(f"1 1 0 {hides} 1010") for hides in (0, 1))
 HEVC_IDR, HEVC_TRAIL, HEVC_SPARE = b"\x26\x01\xaf\x00", b"\x02\x01\xd0\x00", b"\x00\x01\xd0\x00"
 
 
@@ -65,14 +67,14 @@ def test_plain_streams_are_proven() -> None:
         ("hevc", [HEVC_SPARE], True),
         ("hevc", [b"\x46\x01\x50", b"\x4e\x01\x05\x80", HEVC_SPARE], True),
         ("hevc", [HEVC_TRAIL], False),
-        ("hevc", [b"\x44\x01\xc0", HEVC_SPARE], False),
+        ("hevc", [HEVC_PPS, HEVC_SPARE], False),
         ("hevc", [HEVC_SPARE, b"\x4a\x01"], False),
-        ("hevc", [b"\x20\x01\x90\x00"], False),  # type 16, even, starts a group
+        ("hevc", [b"\x28\x01\x90\x00"], False),  # type 20, even, starts a group
     ],
 )
 def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units: list[bytes], spare: bool) -> None:
     header, first = (_avcc(_sps()), IDR) if codec == "h264" else (_hvcc(HEVC_SPS), HEVC_IDR)
-    assert survey(codec, header, [_packet(first), _packet(*units)])[1] == (False, spare)  # type: ignore[list-item]
+    assert survey(codec, header, [_packet(first), _packet(*units)])[1].spare is spare  # type: ignore[list-item]
 
 
 @pytest.mark.parametrize(
@@ -85,7 +87,7 @@ def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units
         ("h264", _avcc(_sps(), _sps()), _packet(IDR), "2 sequence parameter sets"),
         ("h264", _avcc(_sps(frames_only="0")), _packet(IDR), "interlaced"),
         ("h264", _avcc(_sps(gaps="1")), _packet(IDR), "gaps"),
-        ("h264", _avcc(_sps()[:5]), _packet(IDR), "sequence parameter set is"),
+        ("h264", _avcc(_sps()[:5]), _packet(IDR), "parameter set is"),
         ("h264", _avcc(b"\x67\x64\x00\x1e" + _bits("1 010 1 1 0 1")), _packet(IDR), "scaling matrices"),
         ("h264", _avcc(_sps()), _packet(SEI), "holds 0 pictures"),
         ("h264", _avcc(_sps()), _packet(OTHER_SLICE_PART), "holds 0 pictures"),
@@ -104,6 +106,9 @@ def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x42\x01\x02", HEVC_IDR), "another sequence parameter set"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x14\x01\xd0\x00"), "of type 10"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26\x01\xef\x00"), "not shown yet"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(b"\x20\x01\x90\x00"), "joined from several"),
+        ("hevc", _hvcc(HEVC_SPS), _packet(HEVC_HIDING_PPS, HEVC_IDR), "pictures that are not shown"),
+        ("hevc", _hvcc(HEVC_SPS, pps=HEVC_HIDING_PPS), _packet(HEVC_IDR), "pictures that are not shown"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26\x01"), "cut short"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26"), "cut short"),
         ("h264", _avcc(_sps()), _packet(b"\x65\x88"), "cut short"),

@@ -19,7 +19,8 @@ __all__ = ["Doubt", "Picture", "survey"]
 _H264_SLICE, _H264_PARTITIONS, _H264_IDR, _H264_SPS = 1, (2, 3, 4), 5, 7
 _H264_OF_ONE = (6, 9, 12)
 """Supplemental information, delimiter, filler: of account for their own picture at most."""
-_HEVC_LAST_SLICE_TYPE, _HEVC_IRAP, _HEVC_IDR, _HEVC_SPS, _HEVC_ENDS = 31, range(16, 24), (19, 20), 33, (36, 37)
+_HEVC_LAST_SLICE_TYPE, _HEVC_IRAP, _HEVC_BLA, _HEVC_IDR = 31, range(16, 24), (16, 17, 18), (19, 20)
+_HEVC_SPS, _HEVC_PPS, _HEVC_ENDS = 33, 34, (36, 37)
 _HEVC_LAST_N, _HEVC_OF_ONE = 14, (35, 38, 39, 40)
 _HEVC_RESERVED = (*range(10, 16), *range(22, 32))
 """Slices that a decoder passes over."""
@@ -119,6 +120,8 @@ def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple
         if kind <= _HEVC_LAST_SLICE_TYPE:
             if kind in _HEVC_RESERVED or len(unit) < 3:
                 raise Doubt(f"its slices are of type {kind} or cut short")
+            if kind in _HEVC_BLA:
+                raise Doubt("it is joined from several, whose leading pictures are not shown")
             if kind in _HEVC_IRAP and unit[2] & 0x40:  # no_output_of_prior_pics_flag
                 raise Doubt("it drops pictures that were not shown yet")
             if temporal != 1:  # a _N picture is not referred to within its own temporal layer only
@@ -131,6 +134,8 @@ def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple
         else:
             if kind == _HEVC_SEI:
                 _check_sei(unit, 2)
+            elif kind == _HEVC_PPS:
+                _check_hevc_pps(bytes(unit))
             elif kind in _HEVC_ENDS:
                 starts_new, ended = starts_new or not begun, ended or begun
             spare &= kind in _HEVC_OF_ONE
@@ -187,6 +192,8 @@ def _hvcc(extradata: bytes) -> tuple[int, list[bytes]]:
             length = int.from_bytes(extradata[position : position + 2], "big")
             if kind and kind[0] & 63 == _HEVC_SPS:
                 known.append(extradata[position + 2 : position + 2 + length])
+            elif kind and kind[0] & 63 == _HEVC_PPS:
+                _check_hevc_pps(extradata[position + 2 : position + 2 + length])
             position += 2 + length
         if position > len(extradata):
             raise Doubt("its header is cut short")
@@ -206,7 +213,7 @@ class _Bits:
     def take(self, width: int) -> int:
         taken = self._bits[self._at : self._at + width]
         if len(taken) < width:
-            raise Doubt("its sequence parameter set is cut short")
+            raise Doubt("a parameter set is cut short")
         self._at += width
         return int(taken, 2) if taken else 0
 
@@ -214,9 +221,20 @@ class _Bits:
         one = self._bits.find("1", self._at)
         zeros = one - self._at
         if one < 0 or zeros > 32:
-            raise Doubt("its sequence parameter set is damaged")
+            raise Doubt("a parameter set is damaged")
         self._at = one
         return self.take(zeros + 1) - 1
+
+
+def _check_hevc_pps(unit: bytes) -> None:
+    """Raises Doubt unless every picture is shown (ITU-T H.265, 7.3.2.3.1)."""
+    bits = _Bits(unit)
+    bits.take(16)
+    bits.golomb()
+    bits.golomb()
+    bits.take(1)
+    if bits.take(1):  # output_flag_present_flag
+        raise Doubt("it may have pictures that are not shown")
 
 
 _H264_HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
