@@ -256,6 +256,8 @@ def test_a_batch_decodes_until_its_longest_answer(tmp_path: Path) -> None:
     assert stage(tmp_path, "eventgpt", "natural")["ms_per_token"] == 20
     row = stage(tmp_path, "eventgpt", "natural")
     assert row["sample_ms"] == pytest.approx(row["total_mean_ms"] / 4, rel=1e-3)
+    assert row["decode_tokens_per_s"] == 50, "of each sample, as docs/tables.md says"
+    assert "tokens a second those of each sample" in (tmp_path / "tables/stages.md").read_text()
 
 
 def test_unequal_answers_do_not_leak_into_pace(tmp_path: Path) -> None:
@@ -302,6 +304,12 @@ def test_no_nan_reaches_a_file(tmp_path: Path) -> None:
     json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} in summary.json"))
     for path in (tmp_path / "tables").glob("*.csv"):
         assert "nan" not in path.read_text().lower().replace("nano", ""), path
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_stage_that_takes_no_time_has_no_coefficient_of_variation(tmp_path: Path) -> None:
+    merge(make_study(tmp_path, samples=4, sequences=2, blocks=1, edit=lambda row: {**row, "h2d_ms": 0.0}), tmp_path)
+    assert {row["cv"] for row in table(tmp_path, "distribution") if row["metric"] == "h2d"} == {None}
 
 
 def test_a_full_disk_is_said_and_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

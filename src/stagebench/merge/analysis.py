@@ -113,7 +113,7 @@ def stage_row(group: Group, first_call: dict[str, Any], busy: Mapping[str, float
 
 def _cv(values: npt.NDArray[np.float64]) -> float | None:
     values = _clean(values)
-    return float(values.std(ddof=1) / values.mean()) if len(values) > 1 else None
+    return float(values.std(ddof=1) / values.mean()) if len(values) > 1 and values.mean() else None
 
 
 def _repeat_cv(runs: pl.DataFrame) -> float | None:

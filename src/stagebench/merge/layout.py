@@ -128,7 +128,13 @@ _RATIOS = (
 )
 
 NOTES: dict[str, tuple[str, ...]] = {
-    "stages": (_ROUNDING, _SAMPLE, "Shares are of the mean total. Without load: no_load_ms. TTFT is load to prefill."),
+    "stages": (
+        _ROUNDING,
+        _SAMPLE,
+        "Shares are of the mean total. Without load: no_load_ms. TTFT is load to prefill.",
+        "At batch > 1 times and joules are those of the whole batch, sample_ms and samples a second those of a sample in it, and tokens a "
+        "second those of each sample, beside the others of its batch.",
+    ),
     "comparison": (_RATIOS, _SAMPLE),
     "axis": (
         _RATIOS.replace("over samples of model / reference", "of a place on the axis / its first one (`against`)"),
