@@ -64,6 +64,7 @@ def test_plain_streams_are_proven() -> None:
         ("h264", [b"\x68\xce\x3c\x80", SPARE], False),  # brings a picture parameter set
         ("h264", [_sps(), SPARE], False),
         ("h264", [SPARE, b"\x0a"], False),  # ends the sequence
+        ("h264", [b"\x05\x88\x00\x00"], False),  # IDR
         ("hevc", [HEVC_SPARE], True),
         ("hevc", [b"\x46\x01\x50", b"\x4e\x01\x05\x80", HEVC_SPARE], True),
         ("hevc", [HEVC_TRAIL], False),

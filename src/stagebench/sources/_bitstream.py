@@ -104,7 +104,7 @@ def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> Pictu
             spare &= kind in _H264_OF_ONE
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
-    return Picture(idr, spare)
+    return Picture(idr, spare and not idr)  # an IDR picture empties the decoder, even one marked as not referred to
 
 
 def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple[Picture, bool]:
