@@ -370,6 +370,7 @@ def test_variants_stand_in_the_order_of_the_config_everywhere(tmp_path: Path) ->
         assert found == [key for key in wanted if key[0] in models], name
         lengths = list(dict.fromkeys(row["length"] for row in rows if row.get("length")))
         assert lengths in ([], ["16", "128"]), name
+    assert "b32 (batch: 2 -> 32) has the lowest ratio of total / batch: 0.0625" in (tmp_path / "summary.json").read_text()
     ranked = table(tmp_path, "optimisations")
     assert list(dict.fromkeys(row["model"] for row in ranked)) == ["zz", "aa"]
     assert {row["reference_variant"] for row in ranked} == {"b2"}

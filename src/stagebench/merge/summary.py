@@ -55,9 +55,11 @@ def bottleneck_sentences(stages: Table, optimisations: Table) -> list[dict[str, 
             if v["ratio"] is not None and all(v[k] == row[k] for k in group) and v["reference_variant"] == row["variant"]
         ]
         if tried:
-            best = min(tried, key=lambda v: v["ratio"])
-            text += f". Of {len(tried)} other measured variants {best['variant']} ({best['changed']}) has the lowest ratio: "
-            text += f"{best['ratio']:.4g}, {best['verdict']}"
+            # of total / batch, which is the ratio itself where the batch stays: a larger batch takes longer, for more samples
+            best = min(tried, key=lambda v: v["sample_ratio"])
+            text += f". Of {len(tried)} other measured variants {best['variant']} ({best['changed']}) has the lowest ratio"
+            batched = "batch: " in best["changed"]
+            text += f" of total / batch: {best['sample_ratio']:.4g}" if batched else f": {best['ratio']:.4g}, {best['verdict']}"
         elif not any(all(v[k] == row[k] for k in group) for v in variants):
             text += ". No other variant was measured"
         sentences.append({key: str(row[key]) for key in (*group, "variant")} | {"bottleneck": str(stage), "sentence": text + "."})
