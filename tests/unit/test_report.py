@@ -18,7 +18,7 @@ from stagebench.report import write_report
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES
 from stagebench.report.machine_figures import MACHINE_FIGURES
-from stagebench.report.page import _read
+from stagebench.report.page import _bottlenecks, _headline, _read
 from stagebench.tables import cell, read_table
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -286,6 +286,42 @@ def test_variants_are_lines_of_their_own_along_an_axis(tmp_path: Path) -> None:
     points = {(r["series"], r["place"], r["gmean"]) for r in drawn_rows(total) if r["metric"] == "total"}
     assert len({series for series, _, _ in points}) == 4
     assert len({(series, place) for series, place, _ in points}) == len(points) == 8, "one mean a place on a line"
+
+
+def test_numbers_along_an_axis_stand_in_their_order_and_lines_are_told_apart(tmp_path: Path) -> None:
+    """Batches of 2, 16 and 4 as the config has them; six variants, two models and more lines than colours."""
+    engines = ("generate", "static", "graph", "fused")
+    variants = {f"{e}-b{n}": {"batch": n, "engine": e} for e in engines for n in (2, 16, 4)}
+    study = config(variants={"batch": [2, 16, 4], "engine": list(engines)})
+    merge(make_study(tmp_path, plan_config=study, variants=variants, lengths=("16",)), tmp_path)
+    found = _read(tmp_path)
+    for panel in AXIS_FIGURE.draw(found).to_dict()["vconcat"]:
+        for encoding in encodings(panel):
+            assert encoding["x"]["sort"] == ["2", "4", "16"]
+            marks = [encoding[channel]["scale"]["range"] for channel in ("color", "shape", "strokeDash") if channel in encoding]
+            looks = {str(look) for look in zip(*marks, strict=True)}
+            assert len(looks) == len(encoding["color"]["scale"]["domain"]) == 8
+    drawn = {figure.name: figure.draw(found).to_dict() for figure in FIGURES if figure.name == "first_call"}
+    order = drawn["first_call"]["encoding"]["y"]["sort"]
+    assert order == [found.series(row) for row in found.tables["stages"].frame.to_dicts()]
+    said = _bottlenecks(found)
+    assert len(set(said)) == len(said) == 24
+    assert all(
+        any(f"{model} · {variant} at length 16: " in s for s in said) for model in ("eventgpt", "video_llava") for variant in variants
+    )
+
+
+@pytest.mark.parametrize(("waits", "says"), [(0.0, None), (0.4, "40%")])
+def test_a_headline_without_a_clear_word_says_why(tmp_path: Path, waits: float, says: str | None) -> None:
+    def edit(row: dict[str, Any]) -> dict[str, Any]:
+        return {**row, "cpu_wait_ms": waits * row["total_ms"]}
+
+    merge(make_study(tmp_path, edit=edit), tmp_path)
+    ratios = [r for card in _headline(_read(tmp_path)) for r in card["ratios"]]
+    assert {r["verdict"] == "AMBIGUOUS" for r in ratios} == {says is not None}
+    assert {r["waited"] for r in ratios} == {says}
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert ("a side waited for a CPU for 40% of its time" in page) == (says is not None)
 
 
 def test_clock_temperature_and_power_stand_below_the_totals_of_the_same_runs(h200: Path) -> None:

@@ -270,7 +270,7 @@ def first_call(study: Study) -> Any:
         .mark_bar()
         .encode(
             x=alt.X("ms:Q", title="encode (ms)"),
-            y=alt.Y("series:N", title=None),
+            y=alt.Y("series:N", title=None, sort=list(dict.fromkeys(row["series"] for row in rows))),
             yOffset=alt.YOffset("when:N"),
             color=alt.Color("when:N", title=None, scale=alt.Scale(range=["#E69F00", "#0072B2"])),
         )
@@ -283,7 +283,7 @@ def inter_token(study: Study) -> Any:
     if not rows:
         return None
     y = alt.Y("p50_ms:Q", title="ms between tokens", scale=alt.Scale(zero=False))
-    return _curves(rows, alt.X("position:Q", title="token"), y)
+    return _curves(rows, alt.X("position:Q", title="token", axis=alt.Axis(tickMinStep=1, format="d")), y)
 
 
 def load(study: Study) -> Any:

@@ -22,6 +22,7 @@ from stagebench.report.answers import answers
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES, Study
 from stagebench.report.machine_figures import MACHINE_FIGURES
+from stagebench.stats import Verdict, verdict
 from stagebench.tables import Table, cell, read_table
 
 __all__ = ["write_report"]
@@ -63,6 +64,7 @@ def write_report(results: Path, *, title: str | None = None) -> Path:
         title=title or f"{study.summary['study']}: stage-by-stage latency",
         style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         headline=_headline(study),
+        bottlenecks=_bottlenecks(study),
         tables=[_printed(study.tables[name], study.summary) for name in TABLES],
         figures=drawn,
         method=_method(study.summary),
@@ -143,6 +145,11 @@ def _draw(chart: Any, name: str, results: Path) -> markupsafe.Markup:
     return markupsafe.Markup(svg)  # noqa: S704 - Vega escapes the text that it draws
 
 
+def _bottlenecks(study: Study) -> list[str]:
+    """The summary's sentences; where a model has several variants each says of which it is, as a legend does."""
+    return [study.series(b) + b["sentence"].removeprefix(b["model"]) for b in study.summary.get("bottlenecks", ())]
+
+
 def _headline(study: Study) -> list[dict[str, Any]]:
     """The total's ratio of each pair, natural and equal length side by side."""
     found: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -157,7 +164,11 @@ def _headline(study: Study) -> list[dict[str, Any]]:
             length = f"equal length, {row['length']} tokens"
         else:
             length = f"natural length, capped at {cap} tokens" if row["length"] == CAPPED_POOL else f"{row['length']} length"
-        card["ratios"].append({"none": not row["n"]} | printed | {"verdict": row["verdict"], "length": length})
+        bounded = row["low"] is not None and row["high"] is not None
+        clear = verdict(row["low"], row["high"], study.summary["config"]["compare"]["same_within"])
+        waited = f"{row['cpu_wait_share']:.0%}" if row["verdict"] == Verdict.AMBIGUOUS.value and clear is not Verdict.AMBIGUOUS else None
+        told = {"verdict": row["verdict"], "length": length, "bounded": bounded, "waited": waited}
+        card["ratios"].append({"none": not row["n"]} | printed | told)
     for card in found.values():
         # where every answer met the cap, its own entry says so, and an empty one beside it only takes its place
         capped = any("capped" in r["length"] and not r["none"] for r in card["ratios"])
