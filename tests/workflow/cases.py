@@ -258,6 +258,12 @@ def change_the_reference(study: Study) -> Expected:
     return Expected([], [], SUMMED)
 
 
+def change_how_many_samples_may_fail(study: Study) -> Expected:
+    """It decides whether a study is VALID, and nothing that was extracted or measured."""
+    study.configure(lambda c: c.setdefault("shards", {}).update(max_failed=0.5))
+    return Expected([], [], SUMMED)
+
+
 def change_the_reports_title(study: Study) -> Expected:
     study.configure(lambda c: c.update(report={"title": "Another heading"}))
     return Expected([], [], {"report": 1})
@@ -286,6 +292,6 @@ CASES: tuple[Callable[[Study], Expected], ...] = (
     *(delete_one_shard, cut_blocks_otherwise_and_take_nothing_over, fresh_git_checkout, raise_the_plan_format),
     *(change_a_video, change_an_event_file, add_a_clip, remove_a_clip, rename_a_clip, delete_one_shard_and_ask_anew),
     *(change_the_query, change_frames_count, change_the_seed_of_random_weights, change_a_models_weights_path, add_a_model, remove_a_model),
-    *(add_an_engine, change_warmup, change_the_reference, change_the_reports_title),
+    *(add_an_engine, change_warmup, change_the_reference, change_how_many_samples_may_fail, change_the_reports_title),
     *(raise_the_shard_format, raise_the_timing_version, raise_the_row_format),
 )
