@@ -51,6 +51,10 @@ def print_results(results: Path) -> None:
     paired = [row for row in pairs if row["n"] not in ("", "0")]
     columns = (*where, "reference", "length", *RATIO_SHOWN)
     _print_table("Comparison, paired by sample: ms, and ratio to the reference (below 1 is faster)", columns, paired, pairs, "no pair")
+    waited = [r for r in paired if r["verdict"] == "AMBIGUOUS" and r["low"] and r["high"] and (float(r["high"]) < 1 or float(r["low"]) > 1)]
+    if waited:
+        text = "AMBIGUOUS beside an interval that does not hold 1: a side waited for a CPU for over 10 % of its time (cpu_wait_share)."
+        console.print(f"{text} Time it again on a quiet machine.", style="dim")
 
 
 def _print_verdict(summary: Mapping[str, Any]) -> None:

@@ -73,6 +73,12 @@ def test_groups_without_a_sample_are_counted_not_printed(tmp_path: Path, printed
     assert "1 row with no pair is left out (length natural)." in text
 
 
+@pytest.mark.parametrize("waits", [0.0, 0.4])
+def test_a_word_that_is_withheld_is_explained(tmp_path: Path, printed: io.StringIO, waits: float) -> None:
+    text = "\n".join(show(tmp_path, printed, edit=lambda row: {**row, "cpu_wait_ms": waits * row["total_ms"]}))
+    assert ("a side waited for a CPU" in text) == (waits > 0)
+
+
 def test_answers_are_printed_as_said(tmp_path: Path, printed: io.StringIO) -> None:
     merge(make_study(tmp_path, edit=lambda row: {**row, "text": " [bold]not markup[/] \n"}), tmp_path)
     module.print_samples(tmp_path / "timings.parquet", 1)
