@@ -173,6 +173,21 @@ def test_a_part_is_decoded(made: Path, monkeypatch: pytest.MonkeyPatch, delimite
     assert len(decoded) < 75
 
 
+def test_a_missing_picture_is_no_matter_for_a_part(made: Path) -> None:
+    """A packet lost on its way, the file whole otherwise: the pictures that refer to it are not the ones that were recorded."""
+    whole = corpus.encode(made / "whole.mp4", range(30), options={"bf": "0", "x264-params": "scenecut=0"})
+    assert _fast.read(_request.Request(whole, whole.stat().st_size, 4, "linspace", "error", "apply", LIMITS)).available == 30
+    lost = made / "lost.mp4"
+    with av.open(str(whole)) as source, av.open(str(lost), "w") as target:
+        stream = target.add_stream_from_template(source.streams.video[0])
+        for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
+            if number != 9:
+                packet.stream = stream
+                target.mux(packet)
+    with pytest.raises(_fast.NotProven, match="a picture is missing"):
+        _fast.read(_request.Request(lost, lost.stat().st_size, 4, "linspace", "error", "apply", LIMITS))
+
+
 def test_header_counts_are_not_believed(made: Path) -> None:
     path = _make(next(odd for odd in corpus.ODD if odd.name == "edit_list_both_ends.mp4"), made)
     with av.open(str(path)) as container:

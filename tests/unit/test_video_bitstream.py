@@ -13,14 +13,20 @@ from stagebench.sources import _fast
 from stagebench.sources._bitstream import Doubt, Picture, survey
 from stagebench.sources._boxes import missing_end
 
-IDR, SLICE, SEI, OTHER_SLICE_PART = b"\x65\x88\x00\x00", b"\x41\x9a\x00\x00", b"\x06\x05\x01\x80", b"\x41\x5a\x00\x00"
-SPARE, OTHER_SPARE_PART = b"\x01\x9a\x00\x00", b"\x01\x5a\x00\x00"
-
 
 def _bits(text: str) -> bytes:
     text = text.replace(" ", "")
     text += "0" * (-len(text) % 8)
     return int(text, 2).to_bytes(len(text) // 8, "big")
+
+
+def _slice(number: int, *, nal: int = 0x41) -> bytes:
+    """A picture's first slice: first_mb_in_slice 0, a P picture, parameter set 0, frame_num in four bits."""
+    return bytes([nal]) + _bits(f"1 00110 1 {number:04b} 1010")
+
+
+IDR, SLICE, SEI, OTHER_SLICE_PART = _slice(0, nal=0x65), _slice(1), b"\x06\x05\x01\x80", b"\x41\x5a\x00\x00"
+SPARE, OTHER_SPARE_PART = _slice(1, nal=0x01), b"\x01\x5a\x00\x00"
 
 
 def _sps(*, gaps: str = "0", frames_only: str = "1", order: str = "1 1") -> bytes:
@@ -48,7 +54,7 @@ HEVC_IDR, HEVC_TRAIL, HEVC_SPARE = b"\x26\x01\xaf\x00", b"\x02\x01\xd0\x00", b"\
 
 
 def test_plain_streams_are_proven() -> None:
-    packets = [_packet(SEI, IDR, b"\x0b"), _packet(SLICE), _packet(SLICE, OTHER_SLICE_PART)]
+    packets = [_packet(SEI, IDR, b"\x0b"), _packet(SLICE), _packet(_slice(2), OTHER_SLICE_PART)]
     assert survey("h264", _avcc(_sps()), packets) == [(True, False), (False, False), (False, False)]
     assert survey("h264", _avcc(_sps()), [_packet(_sps(), IDR)]) == [(True, False)]
     assert survey("hevc", _hvcc(HEVC_SPS), [_packet(HEVC_SPS, HEVC_IDR), _packet(HEVC_TRAIL)]) == [(True, False), (False, False)]
@@ -64,7 +70,7 @@ def test_plain_streams_are_proven() -> None:
         ("h264", [b"\x68\xce\x3c\x80", SPARE], False),  # brings a picture parameter set
         ("h264", [_sps(), SPARE], False),
         ("h264", [SPARE, b"\x0a"], False),  # ends the sequence
-        ("h264", [b"\x05\x88\x00\x00"], False),  # IDR
+        ("h264", [_slice(0, nal=0x05)], False),  # IDR
         ("hevc", [HEVC_SPARE], True),
         ("hevc", [b"\x46\x01\x50", b"\x4e\x01\x05\x80", HEVC_SPARE], True),
         ("hevc", [HEVC_TRAIL], False),
@@ -113,6 +119,9 @@ def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26\x01"), "cut short"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x26"), "cut short"),
         ("h264", _avcc(_sps()), _packet(b"\x65\x88"), "cut short"),
+        ("h264", _avcc(_sps()), _packet(b"\x65\x80\x00\x00"), "cut short"),
+        ("h264", _avcc(_sps()), _packet(b"\x65\x9a"), "cut short"),
+        ("h264", _avcc(_sps()), _packet(_slice(1, nal=0x65)), "frame_num 1 stands where 0 is due"),
         ("h264", _avcc(_sps()), _packet(b"\x06\x13\x02\x09\x80\x80", IDR), "film grain"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x4e\x01\x13\x02\x09\x80\x80", HEVC_IDR), "film grain"),
         ("hevc", _hvcc(HEVC_SPS), _packet(b"\x4e\x01\x04\x05\xb5\x58\x90\x00\x01\x80", HEVC_IDR), "film grain"),
@@ -122,6 +131,30 @@ def test_only_what_is_of_account_for_no_other_picture_is_spare(codec: str, units
 def test_each_doubt(codec: str, extradata: bytes | None, packet: bytes, words: str) -> None:
     with pytest.raises(Doubt, match=words):
         survey(codec, extradata, [packet])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("numbers", "whole"),
+    [
+        ("0 1 2b 2b 2 3", True),
+        ("0 1 2 0i 1", True),
+        (" ".join(str(n % 16) for n in range(40)), True),
+        ("0 1 3", False),  # a picture that others refer to is missing
+        ("0 1 2b 3", False),
+        ("0 1 1", False),
+        ("0 2b", False),
+    ],
+)
+def test_frame_numbers_tell_that_a_picture_is_missing(numbers: str, whole: bool) -> None:
+    kinds = {"i": 0x65, "b": 0x01}
+    first, *rest = [_slice(int(n.rstrip("bi")), nal=kinds.get(n[-1], 0x41)) for n in numbers.split()]
+    packets = [_packet(unit) for unit in (IDR, *rest)]
+    assert first[1:] == IDR[1:]
+    if whole:
+        assert len(survey("h264", _avcc(_sps()), packets)) == len(packets)  # type: ignore[arg-type]
+        return
+    with pytest.raises(Doubt, match="a picture is missing"):
+        survey("h264", _avcc(_sps()), packets)  # type: ignore[arg-type]
 
 
 HEVC_END, HEVC_CRA = b"\x48\x01", b"\x2a\x01\xaf\x00"
@@ -166,7 +199,7 @@ class _Packet(bytes):
 
 def _stream(*changes: dict[str, Any], first: bytes = IDR, format: str = "matroska,webm") -> tuple[Any, Any]:
     """A request and a video of four packets shown at 0, 3, 1, 2, with changes to them in order."""
-    packets = [_Packet(_packet(unit)) for unit in (first, SLICE, SLICE, SLICE)]
+    packets = [_Packet(_packet(unit)) for unit in (first, _slice(1), _slice(2), _slice(3))]
     for packet, pts in zip(packets, (0, 3, 1, 2), strict=True):
         packet.pts = pts
     for packet, change in zip(packets, changes, strict=False):
@@ -187,7 +220,7 @@ def test_index_is_in_presentation_order_without_discarded_frames() -> None:
     [
         (_stream(format="mpegts"), "container is mpegts"),
         (_stream({}, {"is_corrupt": True}), "a packet is damaged"),
-        (_stream(first=SLICE), "does not start with an IDR"),
+        (_stream(first=_slice(0)), "does not start with an IDR"),
         (_stream({}, {"pts": None}), "do not have a pts each"),
         (_stream({}, {"pts": 1}), "do not have a pts each"),
         (_stream({}, {"side_data": True}), "its parameters change"),

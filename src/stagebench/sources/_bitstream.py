@@ -49,13 +49,13 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
     Proven when it returns: every packet holds one whole coded picture; every picture is a frame (no fields); the stream has
     one sequence parameter set, the header's; a picture marked as not referred to (`nal_ref_idc` 0, or the H.265 types that
     end in _N within one temporal layer) is referred to by none; no picture's pixels depend on another's supplemental
-    information. Raises Doubt otherwise.
+    information; in H.264 no picture that others refer to is missing, which recordings with network loss do not say elsewhere.
+    Raises Doubt otherwise.
     """
     if codec == "h264":
         length_size, known = _avcc(extradata or b"")
-        for parameters in known:
-            _check_h264_sps(parameters)
-        return [_h264_picture(packet, length_size, known) for packet in packets]
+        numbering = _h264_numbering(known[0])
+        return _without_gaps([_h264_picture(packet, length_size, known, numbering) for packet in packets], numbering)
     if codec == "hevc":
         length_size, known = _hvcc(extradata or b"")
         found = [_hevc_picture(packet, length_size, known) for packet in packets]
@@ -84,16 +84,63 @@ def _units(packet: Packet, length_size: int) -> list[memoryview]:
     return units
 
 
-def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> Picture:
-    pictures, idr, spare = 0, False, True
+class _Numbering(NamedTuple):
+    """How a slice header says its frame_num."""
+
+    width: int
+    """Bits: log2_max_frame_num."""
+    before: int
+    """Bits of colour_plane_id before it."""
+
+
+class _Numbered(NamedTuple):
+    picture: Picture
+    number: int
+    """frame_num."""
+    referred_to: bool
+
+
+def _without_gaps(pictures: list[_Numbered], numbering: _Numbering) -> list[Picture]:
+    """Raises Doubt unless each picture's frame_num follows that of the last one that others refer to (ITU-T H.264, 7.4.3)."""
+    due = 0
+    for picture, number, referred_to in pictures:
+        if number != (0 if picture.idr else due):
+            raise Doubt(f"frame_num {number} stands where {due} is due: a picture is missing")
+        if referred_to:
+            due = (number + 1) % (1 << numbering.width)
+    return [one.picture for one in pictures]
+
+
+def _frame_num(unit: memoryview, numbering: _Numbering) -> int:
+    """Behind first_mb_in_slice, slice_type and pic_parameter_set_id (7.3.3); the first is the one bit of a picture's first slice."""
+    head = bytes(unit[1:17])
+    if b"\x00\x00\x03" in head:
+        head = head.replace(b"\x00\x00\x03", b"\x00\x00")
+    left = 8 * len(head) - 1
+    value = int.from_bytes(head, "big") & (1 << left) - 1
+    for _ in ("slice_type", "pic_parameter_set_id"):
+        left -= 2 * (left - value.bit_length()) + 1
+        if left < 0:
+            raise Doubt("a slice is cut short")
+        value &= (1 << left) - 1
+    left -= numbering.before + numbering.width
+    if left < 0:
+        raise Doubt("a slice is cut short")
+    return value >> left & (1 << numbering.width) - 1
+
+
+def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numbering: _Numbering) -> _Numbered:
+    pictures, idr, spare, referred_to, number = 0, False, True, False, 0
     for unit in _units(packet, length_size):
         kind = unit[0] & 31
         if kind in (_H264_SLICE, _H264_IDR):
             if len(unit) < 3:
                 raise Doubt("a slice is cut short")
-            pictures += unit[1] >> 7  # first_mb_in_slice == 0 is coded as one set bit
+            if unit[1] >> 7:  # first_mb_in_slice == 0 is coded as one set bit
+                pictures += 1
+                number = _frame_num(unit, numbering)
             idr |= kind == _H264_IDR
-            spare &= not unit[0] & 0x60  # nal_ref_idc
+            referred_to |= unit[0] & 0x60 != 0  # nal_ref_idc
         elif kind in _H264_PARTITIONS:
             raise Doubt("its slices are partitioned")
         elif kind == _H264_SPS and bytes(unit) not in known:
@@ -104,7 +151,8 @@ def _h264_picture(packet: Packet, length_size: int, known: list[bytes]) -> Pictu
             spare &= kind in _H264_OF_ONE
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
-    return Picture(idr, spare and not idr)  # an IDR picture empties the decoder, even one marked as not referred to
+    # an IDR picture empties the decoder, even one marked as not referred to
+    return _Numbered(Picture(idr, spare and not referred_to and not idr), number, referred_to)
 
 
 def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple[Picture, bool]:
@@ -240,22 +288,24 @@ def _check_hevc_pps(unit: bytes) -> None:
 _H264_HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 
 
-def _check_h264_sps(unit: bytes) -> None:
+def _h264_numbering(unit: bytes) -> _Numbering:
     """Raises Doubt unless every picture is a frame and frame numbers have no gaps (ITU-T H.264, 7.3.2.1.1)."""
-    bits = _Bits(unit)
+    bits, before = _Bits(unit), 0
     bits.take(8)
     profile = bits.take(8)
     bits.take(16)
     bits.golomb()
     if profile in _H264_HIGH:
         if bits.golomb() == 3:  # chroma_format_idc
-            bits.take(1)
+            before = 2 * bits.take(1)  # separate_colour_plane_flag
         bits.golomb()
         bits.golomb()
         bits.take(1)
         if bits.take(1):
             raise Doubt("it has scaling matrices")
-    bits.golomb()
+    width = bits.golomb() + 4  # log2_max_frame_num_minus4
+    if width > 16:
+        raise Doubt("its sequence parameter set is damaged")
     order = bits.golomb()  # pic_order_cnt_type
     if order == 0:
         bits.golomb()
@@ -272,3 +322,4 @@ def _check_h264_sps(unit: bytes) -> None:
     bits.golomb()
     if not bits.take(1):
         raise Doubt("it may be interlaced")
+    return _Numbering(width, before)
