@@ -191,10 +191,11 @@ class _Packet(bytes):
     """A packet as `_fast` sees it."""
 
     pts: int | None = 0
-    is_corrupt = is_discard = side_data = False
+    is_corrupt = is_discard = False
+    side_data = "skip_samples"
 
-    def has_sidedata(self, kind: str) -> bool:
-        return self.side_data and kind == "new_extradata"
+    def iter_sidedata(self) -> list[SimpleNamespace]:
+        return [SimpleNamespace(data_type=self.side_data)]
 
 
 def _stream(*changes: dict[str, Any], first: bytes = IDR, format: str = "matroska,webm") -> tuple[Any, Any]:
@@ -223,7 +224,7 @@ def test_index_is_in_presentation_order_without_discarded_frames() -> None:
         (_stream(first=_slice(0)), "does not start with an IDR"),
         (_stream({}, {"pts": None}), "do not have a pts each"),
         (_stream({}, {"pts": 1}), "do not have a pts each"),
-        (_stream({}, {"side_data": True}), "its parameters change"),
+        (_stream({}, {"side_data": "new_extradata"}), "its parameters change"),
         (_stream({}, {"pts": -1}), "shown before its first picture"),
     ],
 )

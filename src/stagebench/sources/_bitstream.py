@@ -43,6 +43,9 @@ class Picture(NamedTuple):
     """Nothing in the packet is of account for any other picture: it can be left out unless its own is wanted."""
 
 
+_PICTURES = {(idr, spare): Picture(idr, spare) for idr in (False, True) for spare in (False, True)}
+
+
 def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> list[Picture]:
     """What each packet is, in decoding order.
 
@@ -93,29 +96,26 @@ class _Numbering(NamedTuple):
     """Bits of colour_plane_id before it."""
 
 
-class _Numbered(NamedTuple):
-    picture: Picture
-    number: int
-    """frame_num."""
-    referred_to: bool
+_Numbered = tuple[Picture, int, bool]
+"""A picture, its frame_num, and whether others may refer to it."""
 
 
 def _without_gaps(pictures: list[_Numbered], numbering: _Numbering) -> list[Picture]:
-    """Raises Doubt unless each picture's frame_num follows that of the last one that others refer to (ITU-T H.264, 7.4.3)."""
+    """Raises Doubt unless each picture's frame_num follows that of the last one that others may refer to (ITU-T H.264, 7.4.3)."""
     due = 0
     for picture, number, referred_to in pictures:
         if number != (0 if picture.idr else due):
             raise Doubt(f"frame_num {number} stands where {due} is due: a picture is missing")
         if referred_to:
             due = (number + 1) % (1 << numbering.width)
-    return [one.picture for one in pictures]
+    return [picture for picture, _, _ in pictures]
 
 
 def _frame_num(unit: memoryview, numbering: _Numbering) -> int:
     """Behind first_mb_in_slice, slice_type and pic_parameter_set_id (7.3.3); the first is the one bit of a picture's first slice."""
-    head = bytes(unit[1:17])
+    head = unit[1:9].tobytes()
     if b"\x00\x00\x03" in head:
-        head = head.replace(b"\x00\x00\x03", b"\x00\x00")
+        head = unit[1:17].tobytes().replace(b"\x00\x00\x03", b"\x00\x00")
     left = 8 * len(head) - 1
     value = int.from_bytes(head, "big") & (1 << left) - 1
     for _ in ("slice_type", "pic_parameter_set_id"):
@@ -152,7 +152,7 @@ def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numberin
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
     # an IDR picture empties the decoder, even one marked as not referred to
-    return _Numbered(Picture(idr, spare and not referred_to and not idr), number, referred_to)
+    return _PICTURES[idr, spare and not referred_to and not idr], number, referred_to
 
 
 def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple[Picture, bool]:

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["NotProven", "read"]
 
+_CHANGES = ("new_extradata", "param_change")
 _CONTAINERS = frozenset({"mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm"})  # whose packets carry true pts
 
 
@@ -95,7 +96,7 @@ def _index(request: Request, video: Video) -> _Index:
     pts: list[int] = [p.pts for p in packets if p.pts is not None]
     if len(pts) < len(packets) or len(set(pts)) < len(pts):
         raise NotProven("its packets do not have a pts each")
-    if any(p.has_sidedata("new_extradata") or p.has_sidedata("param_change") for p in packets):
+    if any(side.data_type in _CHANGES for packet in packets for side in packet.iter_sidedata()):
         raise NotProven("its parameters change")
     if min(pts) < pts[0]:
         raise NotProven("frames are shown before its first picture")
