@@ -96,7 +96,11 @@ def _index(request: Request, video: Video) -> _Index:
     pts: list[int] = [p.pts for p in packets if p.pts is not None]
     if len(pts) < len(packets) or len(set(pts)) < len(pts):
         raise NotProven("its packets do not have a pts each")
-    if any(side.data_type in _CHANGES for packet in packets for side in packet.iter_sidedata()):
+    try:
+        changes = any(side.data_type in _CHANGES for packet in packets for side in packet.iter_sidedata())
+    except IndexError as error:
+        raise NotProven("a packet brings what PyAV has no name for") from error
+    if changes:
         raise NotProven("its parameters change")
     if min(pts) < pts[0]:
         raise NotProven("frames are shown before its first picture")
