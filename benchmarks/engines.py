@@ -18,6 +18,7 @@ import gc
 import itertools
 import json
 import os
+import re
 import sys
 import time
 from pathlib import Path
@@ -57,7 +58,7 @@ def main() -> None:
     BUDGET[0] = arguments.budget
     sections = arguments.sections.split(",")
     torch.manual_seed(0)
-    RESULTS["arguments"] = " ".join(a for a in sys.argv[1:] if not a.startswith("--output"))
+    RESULTS["arguments"] = re.sub(r"--output[ =]\S+ ?", "", " ".join(sys.argv[1:])).strip()
     workers = attempt("workers", start_workers) if "tune" in sections else None
     try:
         run_sections(sections, workers, arguments)
