@@ -7,8 +7,7 @@ from stagebench.config import load_config
 CONFIG = load_config(
     {key: value for key, value in config.items() if key not in ("pathvars", "paths")}
 )
-for engine in CONFIG.variants.engine:
-    engines.require(engine)
+engines.require(*CONFIG.variants.engine)
 
 
 wildcard_constraints:

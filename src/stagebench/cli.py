@@ -11,6 +11,7 @@ from typing import Annotated
 import typer
 
 from stagebench import __version__
+from stagebench import _cli_flags as _flags
 from stagebench.errors import StagebenchError
 
 __all__ = ["app", "main"]
@@ -83,16 +84,16 @@ def run(
     from stagebench.standalone import config_from_flags, run_study
 
     setup_logging(verbose)
-    device = _device(device)
+    device = _flags.device(device)
     config = config_from_flags(
         dataset_dir,
         study=output_dir.resolve().name,
         dataset_json=dataset_json,
-        models=_names(models),
+        models=_flags.names(models),
         preset=preset,
         frames=frames,
         event_parts=event_frames,
-        sensor=_sensor(sensor),
+        sensor=_flags.sensor(sensor),
         max_samples=max_samples,
         warmup=warmup,
         repeats=repeats,
@@ -160,8 +161,8 @@ def verify(
 
     setup_logging(verbose)
     failed = False
-    only = _names(models) if models else None
-    for report in verify_study(configfile, output_dir, cache_dir, only=only, device=_device(device)):
+    only = _flags.names(models) if models else None
+    for report in verify_study(configfile, output_dir, cache_dir, only=only, device=_flags.device(device)):
         console.print(f"{report.model} ({report.weights}, {report.dtype}, {report.device}): {'passed' if report.passed else 'FAILED'}")
         for check in report.checks:
             console.print(f"  {'ok  ' if check.passed else 'FAIL'} {check.name}: {check.detail}", markup=False)
@@ -258,7 +259,7 @@ def dataset_from_dsec(
             target,
             lengths,
             overlap=overlap,
-            sequences=_names(sequences) if sequences else None,
+            sequences=_flags.names(sequences) if sequences else None,
             fps=fps,
             rectify=rectify,
             query=query,
@@ -367,35 +368,6 @@ def cache_verify(cache_dir: CACHE_DIR = Path("cache"), verbose: VERBOSE = False)
                 console.print(f"ok   {path}", markup=False)
     console.print(f"{good} shards are as they were written, {bad} are not")
     raise typer.Exit(int(bad > 0))
-
-
-def _names(text: str) -> list[str]:
-    return [name.strip() for name in text.split(",") if name.strip()]
-
-
-def _device(text: str | None) -> str | None:
-    """A device that torch has here; what it has not would end in a traceback amid the study."""
-    if text is None:
-        return None
-    import torch
-
-    kind, _, number = text.partition(":")
-    if kind not in ("cpu", "cuda") or ((number or text.endswith(":")) and not number.isdecimal()):
-        raise typer.BadParameter(f"{text!r}: expected cpu, cuda or cuda:N", param_hint="--device")
-    devices = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    if kind == "cuda" and int(number or 0) >= devices:
-        has = f"{devices} CUDA devices" if devices else "no CUDA device"
-        raise typer.BadParameter(f"{text!r}: torch {torch.__version__} sees {has}; `stagebench doctor` says more", param_hint="--device")
-    return text
-
-
-def _sensor(text: str | None) -> tuple[int, int] | None:
-    if text is None:
-        return None
-    parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() and int(p) for p in parts):
-        raise typer.BadParameter(f"{text!r}: expected HEIGHTxWIDTH, as in 480x640", param_hint="--sensor")
-    return int(parts[0]), int(parts[1])
 
 
 if __name__ == "__main__":

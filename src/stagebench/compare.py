@@ -24,7 +24,7 @@ from stagebench.merge.comparison import paired, ratio_row
 from stagebench.merge.gather import MERGED_SCHEMA, difference
 from stagebench.merge.groups import SETTINGS, Group, groups
 from stagebench.merge.order import in_order
-from stagebench.stats import Verdict, verdict
+from stagebench.stats import withheld
 
 __all__ = ["Outcome", "compare_results", "exit_code"]
 
@@ -84,10 +84,10 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
         identity |= {"length": group.length}
         own = [identity | ratio_row(pair, metric, config) for metric in METRICS]
         rows += own
-        if withheld := [row["metric"] for row in own if _withheld(row, config)]:
+        if unclear := [row["metric"] for row in own if withheld(row["verdict"], row["low"], row["high"], config.compare.same_within)]:
             notes.append(
                 f"word withheld: {_name(group)}: a side waited for a CPU for {own[0]['cpu_wait_share']:.0%} of its time, so "
-                f"{', '.join(withheld)} can have no clear word. Time it again on a quiet machine."
+                f"{', '.join(unclear)} can have no clear word. Time it again on a quiet machine."
             )
     notes += [
         f"only in {a}: {_name(group)}{f' on {machine}' if len(known) > 1 else ''}"
@@ -107,12 +107,6 @@ def compare_results(a: Path, b: Path, *, threshold: float = 0.05) -> Outcome:
 def exit_code(rows: Sequence[Mapping[str, Any]], threshold: float) -> int:
     """1 when a total is SLOWER and the low end of its interval lies above 1 + threshold, else 0. Noise alone never fails a build."""
     return int(any(r["metric"] == "total" and r["verdict"] == "SLOWER" and r["low"] is not None and r["low"] > 1 + threshold for r in rows))
-
-
-def _withheld(row: Mapping[str, Any], config: Config) -> bool:
-    """Whether the interval alone would have given a word."""
-    clear = verdict(row["low"], row["high"], config.compare.same_within) is not Verdict.AMBIGUOUS
-    return clear and row["verdict"] == Verdict.AMBIGUOUS.value
 
 
 def _groups(folder: Path) -> list[Group]:

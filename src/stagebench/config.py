@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import re
-import reprlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
+from stagebench._config_words import explain
 from stagebench.errors import ConfigError
 from stagebench.files import bounded_text
 
@@ -280,73 +279,8 @@ def load_config(source: str | Path | Mapping[str, Any]) -> Config:
     try:
         return Config.model_validate(dict(source))
     except ValidationError as error:
-        lines = _explanations(error.errors())
+        lines = explain(Config, error.errors())
         raise ConfigError(f"{where}: {len(lines)} wrong:\n" + "\n".join(f"  {line}" for line in lines)) from None
-
-
-def _explanations(found: Sequence[Any]) -> list[str]:
-    """A line for each wrong place. Pydantic tells of each branch of a union apart, and calls a list whose items are wrong empty."""
-    places = [tuple(part for part in error["loc"] if not str(part).startswith(_BRANCHES)) for error in found]
-    wanted: dict[tuple[int | str, ...], list[str]] = {}
-    for error, place in zip(found, places, strict=True):
-        within = any(other[: len(place)] == place != other for other in places)
-        if not (error["type"] == "too_short" and within):
-            wanted.setdefault(place, []).append(_expected(error))
-    inputs = dict(zip(places, (error["input"] for error in found), strict=True))
-    return [_explain(place, " Or: ".join(texts), inputs[place]) for place, texts in wanted.items()]
-
-
-_BRANCHES = ("literal[", "constrained-")
-
-
-def _expected(error: Any) -> str:
-    match error["type"]:
-        case "extra_forbidden":
-            return f"unknown key. {_remedy(error['loc'])}"
-        case "missing":
-            return "missing, and it has no default."
-        case "string_pattern_mismatch":
-            return "A name has letters, digits, '_', '.' and '-', and begins with a letter or digit."
-        case "too_short":
-            return "Expected at least one."
-        case "tuple_type":
-            return "Expected a list, as in [a, b]."
-        case "model_type" | "dict_type":
-            return "Expected keys below it, each with its value; to have the defaults, leave the section out."
-        case _:
-            return f"{error['msg']}."
-
-
-def _explain(place: Sequence[int | str], text: str, found: Any) -> str:
-    key = ".".join(str(part) for part in place if part != "[key]") or "(whole)"
-    shown = f" Found {reprlib.repr(found)}." if not isinstance(found, Mapping) and not text.startswith("unknown key") else ""
-    return f"{key}: {text}{shown}"
-
-
-def _remedy(place: Sequence[int | str]) -> str:
-    """What may have been meant by an unknown key: one of the same section that looks like it, or the section that has it."""
-    name = str(place[-1])
-    if near := difflib.get_close_matches(name, _keys(place[:-1]), n=1):
-        return f"Did you mean {near[0]}? All keys: docs/config.md."
-    if homes := [section for section in Config.model_fields if name in _keys((section,))]:
-        return f"It is a key of {' and '.join(homes)}: move it there."
-    if homes := [section for section in ("datasets", "models") if name in _keys((section, "any"))]:
-        return f"It is a key of {homes[0]}.<name>: move it there."
-    return "Remove it, or check its spelling against docs/config.md."
-
-
-def _keys(place: Sequence[int | str]) -> list[str]:
-    """Keys of the section at a place, such as ("models", "llava"); none where there is no section."""
-    at: Any = Config
-    for part in place:
-        if get_origin(at) is dict:
-            at = get_args(at)[1]
-        else:
-            field = getattr(at, "model_fields", {}).get(part)
-            at = field.annotation if field else None
-        if get_origin(at) is not dict:
-            at = next((a for a in get_args(at) if isinstance(a, type) and issubclass(a, BaseModel)), at)
-    return list(getattr(at, "model_fields", ()))
 
 
 def canonical(value: Any) -> str:

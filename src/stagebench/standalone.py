@@ -146,8 +146,7 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
     from stagebench.verify import run_verify
 
     tell = progress or (lambda what, done, of, note: log.info("%s %d/%d %s", what, done, of, note))
-    for engine in config.variants.engine:
-        require(engine)
+    require(*config.variants.engine)
     plan = build_plan(config, cache, earlier=results / "plan.json", threads=threads)
     plan.write(results / "plan.json")
     for proof in plan.verify_paths:  # reads clips live: a model that is not to be had is said before hours of extraction

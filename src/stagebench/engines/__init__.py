@@ -28,10 +28,11 @@ def available() -> tuple[str, ...]:
     return tuple(sorted(_ENGINES))
 
 
-def require(name: str) -> None:
+def require(*names: str) -> None:
     """Raises ModelError for an unknown name. Imports no engine, so that a study can be refused before its first job."""
-    if name not in _ENGINES:
-        raise ModelError(f"engine {name!r}: expected one of {', '.join(available())}. Set variants.engine to one of these.")
+    for name in names:
+        if name not in _ENGINES:
+            raise ModelError(f"engine {name!r}: expected one of {', '.join(available())}. Set variants.engine to one of these.")
 
 
 def create(name: str) -> Engine:

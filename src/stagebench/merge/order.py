@@ -8,7 +8,7 @@ from typing import Any
 from stagebench.config import Config
 from stagebench.merge.groups import Group
 
-__all__ = ["in_order", "rank", "variants_in_order"]
+__all__ = ["in_order", "variants_in_order"]
 
 _AXES = ("engine", "quantization", "batch", "attention", "keep_visual", "preprocess", "frames", "source")
 """As the plan multiplies them, the first changing slowest (`plan.specs.expand_variants`)."""
@@ -16,7 +16,7 @@ _AXES = ("engine", "quantization", "batch", "attention", "keep_visual", "preproc
 
 def in_order(found: Sequence[Group], config: Config) -> list[Group]:
     """The groups by machine, dataset, length, model and variant."""
-    places = {group.key[2:4]: rank(config, group.model, group.variant, group.settings) for group in found}
+    places = _places(found, config)
     datasets = {name: number for number, name in enumerate(config.datasets)}
 
     def place(group: Group) -> tuple[Any, ...]:
@@ -28,11 +28,16 @@ def in_order(found: Sequence[Group], config: Config) -> list[Group]:
 
 def variants_in_order(found: Sequence[Group], config: Config) -> list[tuple[str, str]]:
     """Every (model, variant) of the groups, on whatever machine and dataset."""
-    places = {group.key[2:4]: rank(config, group.model, group.variant, group.settings) for group in found}
+    places = _places(found, config)
     return [(model, variant) for model, variant in sorted(places, key=lambda key: places[key])]
 
 
-def rank(config: Config, model: str, variant: str, settings: Mapping[str, Any]) -> tuple[Any, ...]:
+def _places(found: Sequence[Group], config: Config) -> dict[tuple[str, ...], tuple[Any, ...]]:
+    """(model, variant) -> where it stands."""
+    return {group.key[2:4]: _rank(config, group.model, group.variant, group.settings) for group in found}
+
+
+def _rank(config: Config, model: str, variant: str, settings: Mapping[str, Any]) -> tuple[Any, ...]:
     """Where a model's variant stands: its model, then the place of its settings on the config's axes, whose first values are the base.
 
     settings: those of its rows. What the config does not name comes last, by name.

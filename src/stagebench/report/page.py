@@ -22,7 +22,7 @@ from stagebench.report.answers import answers
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES, Study
 from stagebench.report.machine_figures import MACHINE_FIGURES
-from stagebench.stats import Verdict, verdict
+from stagebench.stats import withheld
 from stagebench.tables import Table, cell, read_table
 
 __all__ = ["write_report"]
@@ -165,8 +165,8 @@ def _headline(study: Study) -> list[dict[str, Any]]:
         else:
             length = f"natural length, capped at {cap} tokens" if row["length"] == CAPPED_POOL else f"{row['length']} length"
         bounded = row["low"] is not None and row["high"] is not None
-        clear = verdict(row["low"], row["high"], study.summary["config"]["compare"]["same_within"])
-        waited = f"{row['cpu_wait_share']:.0%}" if row["verdict"] == Verdict.AMBIGUOUS.value and clear is not Verdict.AMBIGUOUS else None
+        unclear = withheld(row["verdict"], row["low"], row["high"], study.summary["config"]["compare"]["same_within"])
+        waited = f"{row['cpu_wait_share']:.0%}" if unclear else None
         told = {"verdict": row["verdict"], "length": length, "bounded": bounded, "waited": waited}
         card["ratios"].append({"none": not row["n"]} | printed | told)
     for card in found.values():

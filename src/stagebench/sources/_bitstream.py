@@ -192,7 +192,7 @@ def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple
         raise Doubt(f"a packet holds {pictures} pictures")
     if starts_new and not idr:
         raise Doubt("a sequence ends before a picture that is not an IDR picture")
-    return Picture(idr, spare), ended
+    return _PICTURES[idr, spare], ended
 
 
 def _check_sei(unit: memoryview, header: int) -> None:

@@ -18,6 +18,7 @@ from stagebench.stats.estimates import (
     student_t,
     tukey_outliers,
     verdict,
+    withheld,
 )
 from stagebench.stats.unpaired import sequence_ratio, unpaired_ratio
 from stagebench.stats.waiting import CPU_WAIT_MS, DISTURBED_SHARE, disturbed
@@ -50,4 +51,5 @@ __all__ = [
     "tukey_outliers",
     "unpaired_ratio",
     "verdict",
+    "withheld",
 ]

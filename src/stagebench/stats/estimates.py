@@ -192,6 +192,11 @@ def verdict(low: float | None, high: float | None, same_within: float) -> Verdic
     return Verdict.AMBIGUOUS
 
 
+def withheld(word: str, low: float | None, high: float | None, same_within: float) -> bool:
+    """Whether a ratio's word is AMBIGUOUS where its interval alone would have given a clear one: a side waited for a CPU (`disturbed`)."""
+    return word == Verdict.AMBIGUOUS.value and verdict(low, high, same_within) is not Verdict.AMBIGUOUS
+
+
 def paired_ratio(
     times: Floats,
     reference: Floats,
