@@ -7,6 +7,8 @@ rule merge:
     input:
         timings=[f"<results>/{job.path}" for job in PLAN.jobs],
         proofs=[f"<results>/{path}" for path in PLAN.verify_paths],
+        # new where one of these was made, or is planned, otherwise: for results of which Snakemake has no records
+        basis=f"<results>/{PLAN.basis}",
     output:
         "<results>/timings.parquet",
         "<results>/summary.json",

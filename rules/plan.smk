@@ -30,6 +30,7 @@ if workflow.is_main_process:
     # a workflow that uses this one as a module does not run its onstart.
     if not workflow.modifier.is_main_snakefile() or not PLAN_FILE.exists():
         PLAN.write(PLAN_FILE)
+    PLAN.write_basis(PLAN_FILE.parent)
 else:
     PLAN = Plan.read(PLAN_FILE)
 
@@ -38,6 +39,7 @@ onstart:
     # Snakemake's own lock is the working directory's; this one also keeps out `stagebench run` and another checkout, and names the owner.
     workflow.results_owner = Ownership(PLAN_FILE.parent)
     PLAN.write(PLAN_FILE)
+    PLAN.write_basis(PLAN_FILE.parent, alone=True)
 
 
 onerror:

@@ -19,7 +19,8 @@ class Status(StrEnum):
 
     OK = "ok"
     CAPPED = "capped"
-    """The natural length reached its cap: timed, but kept out of natural-length means."""
+    """The natural length reached its cap, in this row or in another of its batch, whose times are one: timed, but kept out of natural-length
+    means."""
     NAN = "nan"
     OOM = "oom"
     ERROR = "error"

@@ -105,7 +105,9 @@ def test_stale_results_are_redone_or_refused(finished: Path, clips: Path) -> Non
     old = (results / job.path).read_bytes()
 
     other = small(clips, models={"llava": {**small(clips).models["llava"].model_dump(), "weights": "dummy:1"}})
+    before = plan.basis
     assert run_study(other, results, cache, device="cpu").timed == 1, "other weights: the same path, another content"
+    assert [path.name for path in results.glob("basis-*")] == [Plan.read(results / "plan.json").basis] != [before]
     assert set(pl.read_parquet(results / "timings.parquet")["weights"]) == {"dummy:1"}
     assert next(iter(Plan.read(results / "plan.json").jobs)).path == job.path
 

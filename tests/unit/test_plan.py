@@ -311,6 +311,37 @@ def test_what_a_merge_says_depends_on_the_order_of_an_axis(data: Path, tmp_path:
     assert set(json.loads(planned().merge_params())) == {"study", "compare", "models"}, "studies as they were are not merged again"
 
 
+def test_the_basis_of_a_merge_changes_with_jobs_and_their_settings_and_with_nothing_else(data: Path, tmp_path: Path) -> None:
+    def planned(root: Path = data, **over: object) -> Plan:
+        return build_plan(config(root, **over), tmp_path / "cache")
+
+    plan = planned()
+    for over in (
+        {"timing": {"repeats": 5, "max_samples": 4}},
+        {"models": {"eventgpt": MODELS["eventgpt"]}},
+        {"compare": {"resamples": 500}},
+    ):
+        assert planned(**over).basis != plan.basis, over
+    assert planned(report={"title": "other"}).basis == plan.basis
+    moved = shutil.copytree(data, tmp_path / "moved")
+    assert planned(moved).basis == plan.basis
+    write(moved, [entry(n) for n in range(13)])
+    assert planned(moved).basis != plan.basis
+
+    results = tmp_path / "results"
+    (results / "basis-0000.json").parent.mkdir()
+    (results / "basis-0000.json").touch()
+    plan.write_basis(results)
+    file = results / plan.basis
+    written = file.stat()
+    plan.write_basis(results)
+    assert file.stat() == written and len(list(results.iterdir())) == 2, "another plan's is left to the run that may be at work with it"
+    plan.write_basis(results, alone=True)
+    assert file.stat() == written and list(results.iterdir()) == [file]
+    plan.write(results / "plan.json")
+    assert Plan.read(results / "plan.json").basis == plan.basis
+
+
 def test_weights_count_by_content(data: Path, tmp_path: Path) -> None:
     weights = tmp_path / "weights"
     weights.mkdir()

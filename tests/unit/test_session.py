@@ -370,6 +370,18 @@ def test_steps_are_the_whole_batch_s_also_where_the_longest_answer_only_fills_it
     assert last["limit_ms"] / last["share_of_limit"] == pytest.approx(last["decode_ms"] / last["steps"])
 
 
+def test_a_row_that_ended_by_itself_in_a_batch_that_was_cut_off_is_capped_too(subject):
+    """Its times are the batch's, which would have gone on."""
+    end = min(subject.adapter.eos_token_ids())
+
+    def uneven(tokens, *_):
+        return replace(tokens, ids=((*tokens.ids[0][:2], end), *tokens.ids[1:]), finish_reasons=("eos", *tokens.finish_reasons[1:]))
+
+    settings = replace(FIXED, batch=2, lengths=("natural",), max_new_tokens=4)
+    rows = measured(replace(subject, engine=Edited(uneven)), 2, settings).rows
+    assert {(row["finish_reason"], row["new_tokens"], row["status"]) for row in rows} == {("eos", 3, "capped"), ("length", 4, "capped")}
+
+
 def test_resume_measures_the_rest_only(subject, tmp_path):
     path = tmp_path / "job.parquet.journal"
     with Journal(path, {"study": 1}) as journal, pytest.raises(Killed):

@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 
 import video_corpus as corpus
-from stagebench.errors import RefusedClipError, ShortClipError, SourceError
+from stagebench.errors import CorruptClipError, RefusedClipError, ShortClipError, SourceError
 from stagebench.sources import _fast, _full, _request
+from stagebench.sources._bitstream import survey
 from stagebench.sources.frames import pick
 from stagebench.sources.video import LIMITS, read_frames
 
@@ -173,19 +174,41 @@ def test_a_part_is_decoded(made: Path, monkeypatch: pytest.MonkeyPatch, delimite
     assert len(decoded) < 75
 
 
-def test_a_missing_picture_is_no_matter_for_a_part(made: Path) -> None:
-    """A packet lost on its way, the file whole otherwise: the pictures that refer to it are not the ones that were recorded."""
+@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+def test_a_clip_with_a_missing_picture_is_refused(made: Path, suffix: str) -> None:
+    """A packet lost on its way, the file whole otherwise: the pictures that refer to it are not the ones that were recorded, and FFmpeg
+    gives them without a word."""
     whole = corpus.encode(made / "whole.mp4", range(30), options={"bf": "0", "x264-params": "scenecut=0"})
-    assert _fast.read(_request.Request(whole, whole.stat().st_size, 4, "linspace", "error", "apply", LIMITS)).available == 30
-    lost = made / "lost.mp4"
-    with av.open(str(whole)) as source, av.open(str(lost), "w") as target:
-        stream = target.add_stream_from_template(source.streams.video[0])
+    lost = _without(whole, made / f"lost.{suffix}", {9})
+    assert sum(1 for _ in _everything(lost)) == 29
+    with pytest.raises(CorruptClipError, match=r"lost\.\w+: picture 10 of 29 has frame_num 10 where 9 is due: one before it is missing"):
+        read_frames(lost, 4)
+
+
+def test_what_is_no_loss_is_read(made: Path) -> None:
+    """Frames that no other refers to may be missing; a clip that is joined from two has another number at the second's first picture."""
+    whole = corpus.encode(made / "with_b.mp4", range(30), options={"bf": "2", "x264-params": "b-adapt=0:b-pyramid=none:scenecut=0"})
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        pictures = survey("h264", container.streams.video[0].codec_context.extradata, packets)
+    some = [number for number, picture in enumerate(pictures) if picture.spare][::2]
+    assert len(some) > 5
+    assert read_frames(_without(whole, made / "thinned.mp4", set(some)), 4).available == 30 - len(some)
+    # groups of pictures that start with an I picture which is no IDR picture; the second is left out
+    open_gop = corpus.encode(made / "open.mp4", range(36), options={"bf": "0", "g": "12", "x264-params": "open-gop=1:scenecut=0:bframes=0"})
+    joined = _without(open_gop, made / "joined.mp4", set(range(12, 24)))
+    assert read_frames(joined, 4).available == 24
+
+
+def _without(path: Path, target: Path, numbers: set[int]) -> Path:
+    """The clip without these packets, in decoding order."""
+    with av.open(str(path)) as source, av.open(str(target), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
         for number, packet in enumerate(p for p in source.demux(video=0) if p.size):
-            if number != 9:
+            if number not in numbers:
                 packet.stream = stream
-                target.mux(packet)
-    with pytest.raises(_fast.NotProven, match="a picture is missing"):
-        _fast.read(_request.Request(lost, lost.stat().st_size, 4, "linspace", "error", "apply", LIMITS))
+                out.mux(packet)
+    return target
 
 
 def test_header_counts_are_not_believed(made: Path) -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from stagebench.sources import _fast
-from stagebench.sources._bitstream import Doubt, Picture, survey
+from stagebench.sources._bitstream import Doubt, Lost, Picture, survey
 from stagebench.sources._boxes import missing_end
 
 
@@ -20,9 +20,9 @@ def _bits(text: str) -> bytes:
     return int(text, 2).to_bytes(len(text) // 8, "big")
 
 
-def _slice(number: int, *, nal: int = 0x41) -> bytes:
-    """A picture's first slice: first_mb_in_slice 0, a P picture, parameter set 0, frame_num in four bits."""
-    return bytes([nal]) + _bits(f"1 00110 1 {number:04b} 1010")
+def _slice(number: int, *, nal: int = 0x41, kind: str = "00110") -> bytes:
+    """A picture's first slice: first_mb_in_slice 0, a P picture (0001000 for an I picture), parameter set 0, frame_num in four bits."""
+    return bytes([nal]) + _bits(f"1 {kind} 1 {number:04b} 1010")
 
 
 IDR, SLICE, SEI, OTHER_SLICE_PART = _slice(0, nal=0x65), _slice(1), b"\x06\x05\x01\x80", b"\x41\x5a\x00\x00"
@@ -134,26 +134,35 @@ def test_each_doubt(codec: str, extradata: bytes | None, packet: bytes, words: s
 
 
 @pytest.mark.parametrize(
-    ("numbers", "whole"),
+    ("numbers", "found"),
     [
-        ("0 1 2b 2b 2 3", True),
-        ("0 1 2 0i 1", True),
-        (" ".join(str(n % 16) for n in range(40)), True),
-        ("0 1 3", False),  # a picture that others refer to is missing
-        ("0 1 2b 3", False),
-        ("0 1 1", False),
-        ("0 2b", False),
+        ("0 1 2b 2b 2 3", "whole"),
+        ("0 1 2 0i 1", "whole"),
+        (" ".join(str(n % 16) for n in range(40)), "whole"),
+        ("0 1 3", "lost"),  # a picture that others refer to is missing
+        ("0 1 2b 3", "lost"),
+        ("0 2b", "lost"),
+        ("0 1 2 4 0i 1", "lost"),
+        ("0 1 5a 6 8", "lost"),  # joined, and then a loss
+        ("0 1 1", "doubt"),  # 16 lost, or another part of the same picture
+        ("0 1 2 1 2", "doubt"),  # 15 lost, or memory_management_control_operation 5
+        ("0 1 5a 6 7", "doubt"),  # an I picture: joined from two
+        ("4a 5 6", "doubt"),  # joined midway
+        ("4 5 6", "doubt"),
+        ("0 1 2 3i 1", "doubt"),  # an IDR picture has 0
     ],
 )
-def test_frame_numbers_tell_that_a_picture_is_missing(numbers: str, whole: bool) -> None:
+def test_frame_numbers_tell_that_a_picture_is_missing(numbers: str, found: str) -> None:
     kinds = {"i": 0x65, "b": 0x01}
-    first, *rest = [_slice(int(n.rstrip("bi")), nal=kinds.get(n[-1], 0x41)) for n in numbers.split()]
-    packets = [_packet(unit) for unit in (IDR, *rest)]
-    assert first[1:] == IDR[1:]
-    if whole:
+    units = [_slice(int(n.rstrip("bia")), nal=kinds.get(n[-1], 0x41), kind="0001000" if n[-1] == "a" else "00110") for n in numbers.split()]
+    if numbers.startswith("0"):
+        assert units[0][1:] == IDR[1:]
+        units[0] = IDR
+    packets = [_packet(unit) for unit in units]
+    if found == "whole":
         assert len(survey("h264", _avcc(_sps()), packets)) == len(packets)  # type: ignore[arg-type]
         return
-    with pytest.raises(Doubt, match="a picture is missing"):
+    with pytest.raises(Doubt if found == "doubt" else Lost, match="is missing"):
         survey("h264", _avcc(_sps()), packets)  # type: ignore[arg-type]
 
 

@@ -133,6 +133,28 @@ def test_a_dry_run_leaves_the_plan_of_a_running_study_alone(study: Study) -> Non
     assert (study.results / "plan.json").read_bytes() == before
 
 
+def test_results_without_records_are_merged_again_for_another_plan_and_refused(study: Study) -> None:
+    """As after `stagebench run`, or in another checkout: Snakemake has nothing to compare lengths with, which are in no file's name."""
+    shutil.rmtree(study.folder / ".snakemake")
+    assert study.plan().jobs == [], "the same plan: all is taken as it is"
+    study.configure(lambda c: c["timing"].update(lengths=["natural", 3]))
+    run = study.run(check=False)
+    assert run.status and run.rules == {"merge": 1}
+    end = run.text[run.text.index("stagebench: 1 job failed") :]
+    assert "applied.timing.lengths: [" in end and "So 2 others:" in end and "give this study a name of its own" in end
+    assert study.plan().rules == SUMMED, "a failed merge is not forgotten"
+    shutil.rmtree(study.results / "timings")
+    assert study.plan().rules == {"timing": 3, **SUMMED}
+
+
+def test_jobs_that_all_failed_run_again(study: Study) -> None:
+    """Snakemake notes a job's settings when it starts, so that a failed one's look unchanged, and what it would have made is no target."""
+    study.configure(lambda c: c["timing"].update(lengths=["natural", 3]))
+    failed = study.run("--resources", "gpu=0", check=False)
+    assert failed.status and failed.rules == {"timing": 3}
+    assert study.plan().rules == {"timing": 3, **SUMMED}
+
+
 def test_a_wrong_key_is_refused_by_name(study: Study) -> None:
     study.configure(lambda c: c["timing"].update(warmpu=2))
     run = study.run("--dry-run", check=False)

@@ -100,12 +100,14 @@ def gather(plan: PlanLike, results: Path, output: Path) -> Gathered:
     Raises MergeError for a missing or unreadable file, another schema, rows of another job, a sample without a row or with two, study
     fingerprints or anchors that differ where rows would be pooled.
     """
-    files = sorted((_planned(plan, job, _open(job, results)) for job in plan.jobs), key=lambda f: str(f.path))
+    opened = sorted(((job, _open(job, results)) for job in plan.jobs), key=lambda one: str(one[1].path))
+    files = [file for _, file in opened]
     if not files:
         raise MergeError("the plan holds no timing job: check datasets and models in the config")
     for one, other in pairwise(files):
         if one.path == other.path:
             raise MergeError(f"{one.path}: named twice by the plan, so its rows would count twice. Plan again.")
+    _check_planned(plan, opened)
     _check_studies(files, plan.config)
     warnings = _check_anchors(files)
     rows = 0
@@ -149,10 +151,22 @@ def _open(job: _Job, results: Path) -> JobFile:
     )
 
 
-def _planned(plan: PlanLike, job: _Job, file: JobFile) -> JobFile:
-    """The file, once it is sure that its job ran with the settings, weights and versions that the plan has now. Raises MergeError."""
-    _refuse(file, "the plan", difference(dict(plan.timing_fingerprint(job)), file.study.get("applied"), "applied"))
-    return file
+def _check_planned(plan: PlanLike, opened: list[tuple[_Job, JobFile]]) -> None:
+    """Each file's job ran with the settings, weights and versions that the plan has now. Raises MergeError that names all others."""
+    changed = {
+        file.path: lines
+        for job, file in opened
+        if (lines := difference(dict(plan.timing_fingerprint(job)), file.study.get("applied"), "applied"))
+    }
+    if changed:
+        first, lines = next(iter(changed.items()))
+        others = [str(path) for path in changed if path != first]
+        raise MergeError(
+            f"{first}: measured otherwise than planned (plan -> file):\n"
+            + "\n".join(f"  {line}" for line in lines)
+            + (f"\nSo {len(others)} others:\n" + "\n".join(f"  {path}" for path in others) if others else "")
+            + "\nDelete what is out of date and run its timing job again, or give this study a name of its own."
+        )
 
 
 def _json(path: Path, metadata: Mapping[bytes, bytes], key: str) -> Mapping[str, Any]:

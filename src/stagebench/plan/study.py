@@ -7,6 +7,7 @@ The main process plans, writes `<results>/plan.json`, and every job reads that f
 from __future__ import annotations
 
 import gc
+import hashlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 from stagebench.config import Config, ShardsConfig, canonical, load_config
 from stagebench.digests import DigestIndex, Progress
 from stagebench.errors import PlanError
+from stagebench.files import whole_file
 from stagebench.plan import trie
 from stagebench.plan.build import build_head, timing_settings
 from stagebench.plan.file import read_head, register, write_plan, written
@@ -185,6 +187,32 @@ class Plan:
             note(path, digest, self._made_from)
         if self._cache is not None:
             register(self._cache, path.parent, self.config.study, list(self._shards))
+
+    @cached_property
+    def basis(self) -> str:
+        """Name below the results of a file that stands for all that the merge rests on: every job and proof, with their settings.
+
+        Snakemake knows from its records whether jobs or settings have changed. Where it has none (`stagebench run` made the results,
+        another checkout, a lost .snakemake), this file is missing or newer than the tables, so that they are merged again and the
+        merge refuses what was measured otherwise.
+        """
+        whole = hashlib.blake2b(canonical({"merge": self.merge_params()}).encode(), digest_size=8)
+        for path in self.verify_paths:
+            whole.update(f"{path} {self.verify_params(path)}\n".encode())
+        for job in self.jobs:
+            whole.update(f"{job.path} {self.timing_params(job)}\n".encode())
+        return f"basis-{whole.hexdigest()}.json"
+
+    def write_basis(self, results: Path, *, alone: bool = False) -> None:
+        """Write that file unless it is there. alone: and remove those of other plans, for work on this one starts."""
+        path = results / self.basis
+        if alone:
+            for other in results.glob("basis-*.json"):
+                if other != path:
+                    other.unlink(missing_ok=True)
+        if not path.exists():
+            with whole_file(path, PlanError) as temporary:
+                temporary.write_text(canonical({"jobs": len(self.jobs), "proofs": list(self.verify_paths)}) + "\n", encoding="utf-8")
 
     @classmethod
     def read(cls, path: Path) -> Plan:

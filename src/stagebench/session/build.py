@@ -136,7 +136,7 @@ def _row(
     row |= _limit(m, limits)
     codes: list[Code] = []
     if run.status is Status.OK:
-        if m.length == "natural" and finish == "length":
+        if m.length == "natural" and "length" in run.tokens.finish_reasons:  # a batch's times end where its longest row was cut off
             row["status"] = Status.CAPPED.value
         fault = token_faults(ids, finish, m.length, decoding)
         if fault:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from av.packet import Packet
 
-__all__ = ["Doubt", "Picture", "survey"]
+__all__ = ["Doubt", "Lost", "Picture", "survey"]
 
 _H264_SLICE, _H264_PARTITIONS, _H264_IDR, _H264_SPS = 1, (2, 3, 4), 5, 7
 _H264_OF_ONE = (6, 9, 12)
@@ -32,6 +32,10 @@ _AOM_GRAIN = b"\xb5\x58\x90"
 
 class Doubt(Exception):
     """Why the packets do not prove what decoding a part of them needs. Never leaves the reader."""
+
+
+class Lost(Exception):
+    """What the packets prove to be missing. A decoder puts other pictures in its place, and says so to nobody."""
 
 
 class Picture(NamedTuple):
@@ -53,19 +57,21 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
     one sequence parameter set, the header's; a picture marked as not referred to (`nal_ref_idc` 0, or the H.265 types that
     end in _N within one temporal layer) is referred to by none; no picture's pixels depend on another's supplemental
     information; in H.264 no picture that others refer to is missing, which recordings with network loss do not say elsewhere.
-    Raises Doubt otherwise.
+    Raises Lost where one is missing for certain, Doubt for all else.
     """
     if codec == "h264":
         length_size, known = _avcc(extradata or b"")
         numbering = _h264_numbering(known[0])
-        return _without_gaps([_h264_picture(packet, length_size, known, numbering) for packet in packets], numbering)
+        found = [_h264_picture(packet, length_size, known, numbering) for packet in packets]
+        _check_gaps(found, numbering, packets, length_size)
+        return [picture for picture, _, _ in found]
     if codec == "hevc":
         length_size, known = _hvcc(extradata or b"")
-        found = [_hevc_picture(packet, length_size, known) for packet in packets]
-        for (_, ended), (picture, _) in pairwise(found):
+        ends = [_hevc_picture(packet, length_size, known) for packet in packets]
+        for (_, ended), (picture, _) in pairwise(ends):
             if ended and not picture.idr:
                 raise Doubt("a sequence ends before a picture that is not an IDR picture")
-        return [picture for picture, _ in found]
+        return [picture for picture, _ in ends]
     raise Doubt(f"{codec} is neither h264 nor hevc")
 
 
@@ -100,15 +106,33 @@ _Numbered = tuple[Picture, int, bool]
 """A picture, its frame_num, and whether others may refer to it."""
 
 
-def _without_gaps(pictures: list[_Numbered], numbering: _Numbering) -> list[Picture]:
-    """Raises Doubt unless each picture's frame_num follows that of the last one that others may refer to (ITU-T H.264, 7.4.3)."""
-    due = 0
-    for picture, number, referred_to in pictures:
-        if number != (0 if picture.idr else due):
-            raise Doubt(f"frame_num {number} stands where {due} is due: a picture is missing")
+def _check_gaps(pictures: list[_Numbered], numbering: _Numbering, packets: Sequence[Packet], length_size: int) -> None:
+    """Raises Doubt unless each picture's frame_num follows that of the last one that others may refer to (ITU-T H.264, 7.4.3).
+
+    Lost if a picture that is predicted from others jumps ahead. Where a stream starts or is joined midway, its first picture refers to
+    none; after memory_management_control_operation 5, which is not looked for, 1 follows any number (7.4.3.3); a decoder takes the
+    last number again for another part of the same picture. None of these is a loss.
+    """
+    due, doubt = 0, ""
+    for at, (picture, number, referred_to) in enumerate(pictures):
+        right = 0 if picture.idr else due
+        if number != right:
+            doubt = doubt or f"frame_num {number} stands where {right} is due: a picture is missing"
+            again = (due - 1) % (1 << numbering.width)
+            if at and not picture.idr and number not in (1, again) and not _intra(packets[at], length_size):
+                raise Lost(f"picture {at + 1} of {len(pictures)} has frame_num {number} where {due} is due: one before it is missing")
         if referred_to:
             due = (number + 1) % (1 << numbering.width)
-    return [picture for picture, _, _ in pictures]
+    if doubt:
+        raise Doubt(doubt)
+
+
+def _intra(packet: Packet, length_size: int) -> bool:
+    """Whether the picture's first slice is predicted from no other (slice_type I or SI; ITU-T H.264, 7.3.3 and table 7-6)."""
+    first = next(unit for unit in _units(packet, length_size) if unit[0] & 31 in (_H264_SLICE, _H264_IDR))
+    bits = _Bits(bytes(first[1:17]))
+    bits.golomb()
+    return bits.golomb() % 5 in (2, 4)
 
 
 def _frame_num(unit: memoryview, numbering: _Numbering) -> int:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from stagebench.errors import CorruptClipError
-from stagebench.sources._bitstream import Doubt, Picture, survey
+from stagebench.sources._bitstream import Doubt, Lost, Picture, survey
 from stagebench.sources._memory import empty
 from stagebench.sources._pixels import Converter
 from stagebench.sources._request import Request, Video, words
@@ -91,6 +91,8 @@ def _index(request: Request, video: Video) -> _Index:
         pictures = survey(video.stream.codec_context.name, video.stream.codec_context.extradata, packets)
     except Doubt as doubt:
         raise NotProven(str(doubt)) from doubt
+    except Lost as lost:
+        raise request.corrupt(str(lost)) from lost
     if not pictures[0].idr:
         raise NotProven("it does not start with an IDR picture")
     pts: list[int] = [p.pts for p in packets if p.pts is not None]

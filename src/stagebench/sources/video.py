@@ -6,8 +6,9 @@ as players do; pixels are not stretched for a sample aspect ratio, HDR is not ma
 only what the asked frames need and is taken where the file's packets prove it exact; `_full` decodes everything and is
 taken everywhere else.
 
-What no reader can find: damage that is itself a valid bitstream (1 of 20 flipped bits in H.264, more in H.265 and VP9, which
-mark little), and an MPEG-TS or raw stream cut between two frames, for those say nowhere how long they are.
+What is not found: damage that is itself a valid bitstream (1 of 20 flipped bits in H.264, more in H.265 and VP9, which
+mark little); a whole packet that is gone, but for H.264 in MP4 and MKV, whose frame numbers tell; and an MPEG-TS or raw stream
+cut between two frames, for those say nowhere how long they are.
 """
 
 from __future__ import annotations
