@@ -2,7 +2,8 @@
 
     python3 -m venv /tmp/peers && /tmp/peers/bin/pip install -e . -r benchmarks/requirements-peers.txt
     /tmp/peers/bin/python benchmarks/video.py                          # six clip classes, about 5 minutes on 2 cores
-    /tmp/peers/bin/python benchmarks/video.py --clips a.mp4 b.mp4      # your own
+    /tmp/peers/bin/python benchmarks/video.py --clips a.mp4 b.mp4      # your own, as they are
+    /tmp/peers/bin/python benchmarks/video.py --footage a.mp4          # the six classes of your own pictures, encoded alike
 
 Every reader opens the file, picks the same 8 frames (linspace), returns RGB uint8 [8, H, W, 3], and closes; one decode
 thread each. Time is CPU time of the process (and of the ffmpeg program's), so that waiting for a neighbour does not count. Each
@@ -64,8 +65,30 @@ def scene(width: int, height: int, frames: int, seed: int = 0) -> Iterator[np.nd
         yield frame.clip(0, 255).astype(np.uint8)
 
 
-def make_clip(path: Path, width: int, height: int, seconds: int) -> Path:
+def footage(video: Path, width: int, height: int, frames: int) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3]: a video's own pictures, cut to the shape about their middle and scaled, forwards and backwards by turns."""
+    import av
+
+    pictures = []
+    with av.open(str(video)) as container:
+        for frame in container.decode(video=0):
+            cut = min(frame.width / width, frame.height / height)
+            wide, tall = round(width * cut), round(height * cut)
+            left, top = (frame.width - wide) // 2, (frame.height - tall) // 2
+            whole = frame.to_ndarray(format="rgb24")[top : top + tall, left : left + wide]
+            part = av.VideoFrame.from_ndarray(np.ascontiguousarray(whole), format="rgb24")
+            pictures.append(part.reformat(width, height, interpolation="BICUBIC").to_ndarray())
+            if len(pictures) == frames:
+                break
+    there_and_back = [*range(len(pictures)), *range(len(pictures) - 2, 0, -1)]
+    for i in range(frames):
+        yield pictures[there_and_back[i % len(there_and_back)]]
+
+
+def make_clip(path: Path, width: int, height: int, seconds: int, video: Path | None = None) -> Path:
     """H.264 yuv420p at 20 frames a second with x264's defaults: B-frames in a pyramid, a keyframe every 250.
+
+    Of drawn pictures, or those of `video`.
 
     One encoding thread: x264's motion vectors reach less far the more threads it has, by default one and a half for each core, and the
     1440x1080 clip of 20 s was twice as large on 16 cores as on 2.
@@ -77,7 +100,8 @@ def make_clip(path: Path, width: int, height: int, seconds: int) -> Path:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.options = {"preset": "medium", "crf": "23"}
         stream.thread_type, stream.thread_count = "FRAME", 1  # slices, PyAV's default, would change what is decoded
-        for pixels in scene(width, height, RATE * seconds):
+        size = width, height, RATE * seconds
+        for pixels in footage(video, *size) if video else scene(*size):
             out.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
         out.mux(stream.encode(None))
     return path
@@ -294,6 +318,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", nargs="*", type=Path, help="files to read, instead of the six classes")
     parser.add_argument("--classes", nargs="*", choices=CLASSES, default=list(CLASSES), help="clip classes to measure (default: all)")
+    parser.add_argument("--footage", type=Path, help="make the clips of the classes from this video's pictures, not from drawn ones")
     parser.add_argument("--readers", nargs="*", choices=READERS, default=list(READERS))
     parser.add_argument("--seconds", type=float, default=30, help="measuring time of a clip class (default: 30)")
     parser.add_argument("--cache", type=Path, help="keep the clips that are made here")
@@ -315,11 +340,12 @@ def main() -> int:
         if arguments.clips:
             todo = {path.name: path for path in arguments.clips}
         else:
-            todo = {name: folder / f"{name.replace(' ', '_')}.mp4" for name in arguments.classes}
+            of = f"_{arguments.footage.stem}" if arguments.footage else ""
+            todo = {name: folder / f"{name.replace(' ', '_')}{of}.mp4" for name in arguments.classes}
             for name, path in todo.items():
                 if not path.exists():
                     print(f"making {path.name}", file=sys.stderr)
-                    make_clip(path, *CLASSES[name])
+                    make_clip(path, *CLASSES[name], arguments.footage)
         for name, path in todo.items():
             working, notes = compare(path, readers)
             times = measure(path, working, arguments.seconds)

@@ -19,8 +19,7 @@ class Status(StrEnum):
 
     OK = "ok"
     CAPPED = "capped"
-    """The natural length reached its cap, in this row or in another of its batch, whose times are one: timed, but kept out of natural-length
-    means."""
+    """The natural length reached its cap, in this row or another of its batch (its times are one): timed, but in no natural-length mean."""
     NAN = "nan"
     OOM = "oom"
     ERROR = "error"
