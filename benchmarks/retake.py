@@ -25,7 +25,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from video import CLASSES, make_clip
+from video import ALONE, CLASSES, make_clip
 
 HERE = Path(__file__).resolve().parent
 READERS = ["torchcodec exact", "PyAV full decode", "OpenCV grab", "decord", "PyAV seek a frame"]
@@ -79,7 +79,7 @@ def video(output: Path, cores: Sequence[int], folder: Path, quick: bool) -> bool
     found = report["clips"]
     print("; ".join(f"{k} {v}" for k, v in [*report["versions"].items(), *report["missing"].items()]))
     print(f"\n| reader | {' | '.join(found)} |\n" + "|---" * (len(found) + 1) + "|")
-    for reader in ["stagebench", *READERS]:
+    for reader in ["stagebench", *READERS, ALONE]:
         print(f"| {reader} | " + " | ".join(_cell(clip, reader) for clip in found.values()) + " |", flush=True)
     return True
 
@@ -90,7 +90,7 @@ def _cell(clip: dict, reader: str) -> str:
         return clip["frames"].get(reader, "-")
     if reader == "stagebench":
         return f"{row['cpu_ms']:.1f} ms"
-    differs = "" if clip["frames"][reader] == "identical" else f", {clip['frames'][reader]}"
+    differs = "" if reader == ALONE or clip["frames"][reader] == "identical" else f", {clip['frames'][reader]}"
     return f"{row['ratio']:.2f} ({row['ratio_low']:.2f}-{row['ratio_high']:.2f}){differs}"
 
 

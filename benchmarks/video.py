@@ -7,8 +7,8 @@
 
 Every reader opens the file, picks the same 8 frames (linspace), returns RGB uint8 [8, H, W, 3], and closes; one decode
 thread each. Time is CPU time of the process (and of the ffmpeg program's), so that waiting for a neighbour does not count. Each
-round runs every reader once, in an order drawn anew; a ratio is the median over rounds of peer / ours in the same
-round, with its quartiles. Each reader's frames are compared with ours.
+round runs every reader once, and FFmpeg's decoder alone on the packets that we decode, in an order drawn anew; a ratio is the median
+over rounds of peer / ours in the same round, with its quartiles. Each reader's frames are compared with ours.
 """
 
 from __future__ import annotations
@@ -31,10 +31,13 @@ from pathlib import Path
 
 import numpy as np
 
+from stagebench.sources import _fast
+from stagebench.sources._request import Request
 from stagebench.sources.frames import pick
-from stagebench.sources.video import read_frames
+from stagebench.sources.video import LIMITS, read_frames
 
 COUNT, RATE = 8, 20
+ALONE = "decoder alone"
 CLASSES = {f"{w}x{h} {s} s": (w, h, s) for w, h in ((640, 480), (1440, 1080)) for s in (1, 5, 20)}
 Reader = Callable[[Path], np.ndarray]
 
@@ -225,6 +228,29 @@ def ffmpeg_program() -> Reader:
     return read
 
 
+class DecoderAlone:
+    """FFmpeg's decoder on the packets that the asked frames need: no opening, no demuxing, no RGB, nothing of ours.
+
+    What no reader that uses it goes below, as long as all frames that others may refer to are decoded.
+    """
+
+    def __init__(self, path: Path) -> None:
+        request = Request(path, path.stat().st_size, COUNT, "linspace", "error", "apply", LIMITS)
+        self._opened = request.open(probe=False)  # held: when it goes, the file is closed
+        video = self._opened.__enter__()
+        index = _fast._index(request, video)
+        self._runs = _fast._needed(index, {index.pts[i] for i in pick(len(index.pts), COUNT)})
+        self._context = video.stream.codec_context
+        self._context.reorder_depth = max(self._context.reorder_depth, _fast._reordering(index.packets))
+        self._context.skip_frame = "DEFAULT"
+
+    def __call__(self, path: Path) -> None:
+        for packets in self._runs:
+            for packet in [*packets, None]:
+                self._context.decode(packet)
+            self._context.flush_buffers()
+
+
 READERS: dict[str, Callable[[], Reader]] = {
     "stagebench": ours,
     "torchcodec exact": torchcodec,
@@ -243,7 +269,7 @@ def cpu_seconds() -> float:
     return sum(r.ru_utime + r.ru_stime for r in (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN)))
 
 
-def measure(path: Path, readers: dict[str, Reader], seconds: float) -> dict[str, list[float]]:
+def measure(path: Path, readers: dict[str, Callable[[Path], object]], seconds: float) -> dict[str, list[float]]:
     """CPU seconds of each reader in each round. At least 5 rounds, then until `seconds` have passed."""
     times: dict[str, list[float]] = {name: [] for name in readers}
     order = list(readers)
@@ -348,7 +374,8 @@ def main() -> int:
                     make_clip(path, *CLASSES[name], arguments.footage)
         for name, path in todo.items():
             working, notes = compare(path, readers)
-            times = measure(path, working, arguments.seconds)
+            times = measure(path, working | {ALONE: DecoderAlone(path)}, arguments.seconds)
+            notes[ALONE] = "not read"
             clips[name] = {"unreferenced": unreferenced(path), "bytes": path.stat().st_size, "frames": notes, "readers": summarise(times)}
             show(name, clips[name])
     report["clips"] = clips

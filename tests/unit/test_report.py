@@ -3,10 +3,12 @@
 import html
 import re
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
@@ -18,7 +20,7 @@ from stagebench.report import write_report
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES
 from stagebench.report.machine_figures import MACHINE_FIGURES
-from stagebench.report.page import _bottlenecks, _headline, _read
+from stagebench.report.page import OPEN_ROWS, _bottlenecks, _headline, _printed, _read
 from stagebench.tables import cell, read_table
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -201,6 +203,7 @@ def test_every_number_on_the_page_is_in_the_data(page: str, results: Path) -> No
     source = files("stagebench.report").joinpath("page.py").read_text(encoding="utf-8")
     known |= set(number.findall(source[source.index("def _method") :]))  # the paragraph's own constants
     known |= {str(n) for n in range(1, len(summary["warnings"]) + 1)}  # how many warnings of a code
+    known |= {str(len(read_table(path).frame)) for path in (results / "tables").glob("*.parquet")}  # rows of a folded one
     assert len(shown) > 300
     assert shown <= known, sorted(shown - known)
 
@@ -219,6 +222,15 @@ def test_columns_that_say_nothing_are_left_out_and_named(page: str, results: Pat
 def test_long_tables_open_on_request(page: str) -> None:
     shown = page[page.index('<section id="distribution"') : page.index('<section id="failures"')]
     assert shown.index("<details>") < shown.index("<table>") < shown.index("</details>")
+
+
+@pytest.mark.parametrize(("rows", "folded"), [(OPEN_ROWS, False), (OPEN_ROWS + 1, True)])
+def test_a_table_that_is_long_in_this_study_does_too(results: Path, rows: int, folded: bool) -> None:
+    summary = {"files": {}}
+    for name in ("comparison", "stages"):
+        table = read_table(results / f"tables/{name}.parquet")
+        table = replace(table, frame=pl.concat([table.frame] * rows).head(rows))
+        assert _printed(table, summary)["folded"] == (folded and name != "stages")
 
 
 @pytest.fixture(scope="module")

@@ -186,7 +186,9 @@ def _warnings(summary: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 FOLDED = ("views", "distribution")
-"""Long tables that a reader opens when he wants them."""
+"""Tables that a reader opens when he wants them."""
+OPEN_ROWS = 60
+"""So are longer ones, but for the stages: a study of twelve variants had a page of 47,000 pixels."""
 _EMPTY_COUNTS = ("failed", "discarded", "capped")
 
 
@@ -220,7 +222,7 @@ def _printed(table: Table, summary: dict[str, Any]) -> dict[str, Any]:
         "files": files,
         "rows": len(table.frame),
         "more": more,
-        "folded": table.name in FOLDED,
+        "folded": table.name in FOLDED or (len(table.frame) > OPEN_ROWS and table.name != "stages"),
         "left_out": list(dict.fromkeys(c for view in views for c in view["left_out"])),
     }
 
