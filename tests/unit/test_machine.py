@@ -163,6 +163,17 @@ def test_fingerprint_is_stable_and_says_what_differs():
     assert machine.differences(first, again) == []
 
 
+@pytest.mark.parametrize("package", ["flash-attn", "triton", "torchao", "bitsandbytes"])
+def test_a_kernel_package_of_another_version_is_another_machine(monkeypatch, package):
+    from importlib.metadata import version
+
+    def digest(found):
+        monkeypatch.setattr("stagebench.machine.fingerprint.version", lambda name: found if name == package else version(name))
+        return machine.fingerprint("cpu", 2)["digest"]
+
+    assert digest("1.0") == digest("1.0") != digest("2.0")
+
+
 def test_the_host_is_information_only():
     assert not {"name", "load_average"} & set(machine.fingerprint("cpu"))
     assert machine.host("cpu")["name"]

@@ -17,7 +17,10 @@ from stagebench.machine._nvml import ask, device_uuid, open_handle
 
 __all__ = ["differences", "fingerprint", "host"]
 
-_PACKAGES = ("torch", "transformers", "tokenizers", "numpy", "pyarrow", "av", "pillow", "numba", "triton", "torchao", "bitsandbytes")
+_PACKAGES = (
+    *("torch", "transformers", "tokenizers", "numpy", "pyarrow", "av", "pillow", "numba"),
+    *("triton", "flash-attn", "torchao", "bitsandbytes"),
+)
 
 
 def fingerprint(device: str = "cpu", threads: int | None = None) -> dict[str, Any]:
