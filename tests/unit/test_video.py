@@ -200,6 +200,46 @@ def test_what_is_no_loss_is_read(made: Path) -> None:
     assert read_frames(joined, 4).available == 24
 
 
+def test_what_is_cut_before_a_key_picture_is_read(made: Path) -> None:
+    """A copy that starts midway, at a picture that no other refers to: frame numbers before the next key picture tell nothing."""
+    whole = corpus.encode(
+        made / "long.mp4", range(40), options={"bf": "2", "g": "20", "x264-params": "b-adapt=0:scenecut=0:b-pyramid=none"}
+    )
+    cut = _without(whole, made / "cut.mp4", set(range(8)))
+    shown = [rgb for _, rgb in _everything(cut)]
+    assert 20 <= len(shown) < 32
+    assert (read_frames(cut, len(shown)).pixels == shown).all()
+
+
+@pytest.mark.parametrize("codec", ["libx264", "libx265"])
+def test_timestamps_in_the_order_of_decoding_do_not_reorder_frames(made: Path, codec: str) -> None:
+    """As FFmpeg's concat demuxer writes a clip that was cut before a key frame: its times would run back, and are put in order."""
+    options = (
+        {"g": "15", "bf": "3", "x265-params": "log-level=none:b-adapt=0:keyint=15:open-gop=0"}
+        if codec == "libx265"
+        else {"g": "15", "bf": "3"}
+    )
+    if codec not in av.codecs_available:
+        pytest.skip(f"this FFmpeg has no {codec}")
+    whole = corpus.encode(made / f"groups_{codec}.mp4", range(30), codec=codec, options=options)
+    joined = made / f"joined_{codec}.mp4"
+    with av.open(str(whole)) as source, av.open(str(joined), "w") as out:
+        stream = out.add_stream_from_template(source.streams.video[0])
+        packets = [packet for packet in source.demux(video=0) if packet.size]
+        assert packets[15].is_keyframe
+        begin = packets[15].pts
+        for number, packet in enumerate(packets):
+            if number >= 15:
+                packet.pts = packet.dts = begin + number - 15
+            packet.stream = stream
+            out.mux(packet)
+    shown = list(_everything(joined))
+    assert [pts for pts, _ in shown] != sorted(pts for pts, _ in shown if pts is not None)
+    for count in (2, 5, 30):
+        read = read_frames(joined, count)
+        assert (read.pixels == [shown[i][1] for i in read.indices]).all()
+
+
 def _without(path: Path, target: Path, numbers: set[int]) -> Path:
     """The clip without these packets, in decoding order."""
     with av.open(str(path)) as source, av.open(str(target), "w") as out:

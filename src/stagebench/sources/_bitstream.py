@@ -22,6 +22,8 @@ _H264_OF_ONE = (6, 9, 12)
 _HEVC_LAST_SLICE_TYPE, _HEVC_IRAP, _HEVC_BLA, _HEVC_IDR = 31, range(16, 24), (16, 17, 18), (19, 20)
 _HEVC_SPS, _HEVC_PPS, _HEVC_ENDS = 33, 34, (36, 37)
 _HEVC_LAST_N, _HEVC_OF_ONE = 14, (35, 38, 39, 40)
+_HEVC_COUNTS = (1, 3, 5, *_HEVC_IRAP)
+"""Neither leading pictures nor those of _N."""
 _HEVC_RESERVED = (*range(10, 16), *range(22, 32))
 """Slices that a decoder passes over."""
 _H264_SEI, _HEVC_SEI = 6, 39
@@ -45,9 +47,8 @@ class Picture(NamedTuple):
     """Decoding can start afresh here."""
     spare: bool
     """Nothing in the packet is of account for any other picture: it can be left out unless its own is wanted."""
-
-
-_PICTURES = {(idr, spare): Picture(idr, spare) for idr in (False, True) for spare in (False, True)}
+    order: int = 0
+    """When it is shown among the pictures from one IDR picture to the next: its picture order count."""
 
 
 def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> list[Picture]:
@@ -64,14 +65,15 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
         numbering = _h264_numbering(known[0])
         found = [_h264_picture(packet, length_size, known, numbering) for packet in packets]
         _check_gaps(found, numbering, packets, length_size)
-        return [picture for picture, _, _ in found]
+        return _in_order([(picture, referred_to) for picture, _, referred_to in found], numbering.order)
     if codec == "hevc":
         length_size, known = _hvcc(extradata or b"")
-        ends = [_hevc_picture(packet, length_size, known) for packet in packets]
-        for (_, ended), (picture, _) in pairwise(ends):
+        counting = _hevc_counting(known[0])
+        ends = [_hevc_picture(packet, length_size, known, counting) for packet in packets]
+        for (_, _, ended), (picture, _, _) in pairwise(ends):
             if ended and not picture.idr:
                 raise Doubt("a sequence ends before a picture that is not an IDR picture")
-        return [picture for picture, _ in ends]
+        return _in_order([(picture, counts) for picture, counts, _ in ends], counting.order)
     raise Doubt(f"{codec} is neither h264 nor hevc")
 
 
@@ -94,12 +96,30 @@ def _units(packet: Packet, length_size: int) -> list[memoryview]:
 
 
 class _Numbering(NamedTuple):
-    """How a slice header says its frame_num."""
+    """How a slice header says its frame_num and its picture order count."""
 
     width: int
-    """Bits: log2_max_frame_num."""
+    """Bits: log2_max_frame_num; H.265 has none."""
     before: int
     """Bits of colour_plane_id before it."""
+    order: int
+    """Bits: log2_max_pic_order_cnt_lsb; 0 where pictures are shown in the order of decoding (pic_order_cnt_type 2)."""
+
+
+def _in_order(pictures: list[tuple[Picture, bool]], width: int) -> list[Picture]:
+    """The pictures, `order` counted on from its lowest bits (ITU-T H.264, 8.2.1.1; H.265, 8.3.1); beside each, whether others count
+    from it."""
+    if not width:
+        return [Picture(picture.idr, picture.spare, place) for place, (picture, _) in enumerate(pictures)]
+    found, last, turn = [], 0, 1 << width
+    for picture, counts in pictures:
+        if picture.idr:
+            last = 0
+        order = last + (picture.order - last + turn // 2 - 1) % turn - turn // 2 + 1  # half a turn counts as ahead
+        found.append(Picture(picture.idr, picture.spare, order))
+        if counts:
+            last = order
+    return found
 
 
 _Numbered = tuple[Picture, int, bool]
@@ -113,16 +133,16 @@ def _check_gaps(pictures: list[_Numbered], numbering: _Numbering, packets: Seque
     none; after memory_management_control_operation 5, which is not looked for, 1 follows any number (7.4.3.3); a decoder takes the
     last number again for another part of the same picture. None of these is a loss.
     """
-    due, doubt = 0, ""
+    due, doubt, begun = 0, "", False
     for at, (picture, number, referred_to) in enumerate(pictures):
         right = 0 if picture.idr else due
         if number != right:
             doubt = doubt or f"frame_num {number} stands where {right} is due: a picture is missing"
             again = (due - 1) % (1 << numbering.width)
-            if at and not picture.idr and number not in (1, again) and not _intra(packets[at], length_size):
+            if begun and not picture.idr and number not in (1, again) and not _intra(packets[at], length_size):
                 raise Lost(f"picture {at + 1} of {len(pictures)} has frame_num {number} where {due} is due: one before it is missing")
         if referred_to:
-            due = (number + 1) % (1 << numbering.width)
+            due, begun = (number + 1) % (1 << numbering.width), True
     if doubt:
         raise Doubt(doubt)
 
@@ -135,26 +155,42 @@ def _intra(packet: Packet, length_size: int) -> bool:
     return bits.golomb() % 5 in (2, 4)
 
 
-def _frame_num(unit: memoryview, numbering: _Numbering) -> int:
-    """Behind first_mb_in_slice, slice_type and pic_parameter_set_id (7.3.3); the first is the one bit of a picture's first slice."""
-    head = unit[1:9].tobytes()
+def _head(unit: memoryview, names: int, bits: int, passed: int) -> tuple[int, int]:
+    """The first bytes of a slice's header behind `names` bytes, `bits` bits and `passed` Exp-Golomb codes, and how many bits that are."""
+    head = unit[names : names + 12].tobytes()
     if b"\x00\x00\x03" in head:
-        head = unit[1:17].tobytes().replace(b"\x00\x00\x03", b"\x00\x00")
-    left = 8 * len(head) - 1
-    value = int.from_bytes(head, "big") & (1 << left) - 1
-    for _ in ("slice_type", "pic_parameter_set_id"):
+        head = unit[names : names + 24].tobytes().replace(b"\x00\x00\x03", b"\x00\x00")
+    left = 8 * len(head) - bits
+    return _passed(int.from_bytes(head, "big"), left, passed)
+
+
+def _passed(value: int, left: int, codes: int) -> tuple[int, int]:
+    value &= (1 << left) - 1
+    for _ in range(codes):
         left -= 2 * (left - value.bit_length()) + 1
         if left < 0:
             raise Doubt("a slice is cut short")
         value &= (1 << left) - 1
+    return value, left
+
+
+def _numbers(unit: memoryview, numbering: _Numbering, idr: bool) -> tuple[int, int]:
+    """frame_num and pic_order_cnt_lsb, behind first_mb_in_slice, slice_type and pic_parameter_set_id (7.3.3); the first is the one bit
+    of a picture's first slice."""
+    value, left = _head(unit, 1, 1, 2)
     left -= numbering.before + numbering.width
     if left < 0:
         raise Doubt("a slice is cut short")
-    return value >> left & (1 << numbering.width) - 1
+    number = value >> left & (1 << numbering.width) - 1
+    value, left = _passed(value, left, int(idr))  # idr_pic_id
+    left -= numbering.order
+    if left < 0:
+        raise Doubt("a slice is cut short")
+    return number, value >> left & (1 << numbering.order) - 1
 
 
 def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numbering: _Numbering) -> _Numbered:
-    pictures, idr, spare, referred_to, number = 0, False, True, False, 0
+    pictures, idr, spare, referred_to, number, order = 0, False, True, False, 0, 0
     for unit in _units(packet, length_size):
         kind = unit[0] & 31
         if kind in (_H264_SLICE, _H264_IDR):
@@ -162,7 +198,7 @@ def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numberin
                 raise Doubt("a slice is cut short")
             if unit[1] >> 7:  # first_mb_in_slice == 0 is coded as one set bit
                 pictures += 1
-                number = _frame_num(unit, numbering)
+                number, order = _numbers(unit, numbering, kind == _H264_IDR)
             idr |= kind == _H264_IDR
             referred_to |= unit[0] & 0x60 != 0  # nal_ref_idc
         elif kind in _H264_PARTITIONS:
@@ -176,12 +212,13 @@ def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numberin
     if pictures != 1:
         raise Doubt(f"a packet holds {pictures} pictures")
     # an IDR picture empties the decoder, even one marked as not referred to
-    return _PICTURES[idr, spare and not referred_to and not idr], number, referred_to
+    return Picture(idr, spare and not referred_to and not idr, order), number, referred_to
 
 
-def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple[Picture, bool]:
-    """And whether a sequence ends with it: what may be shown of the next picture's group then is another matter (8.1.3)."""
-    pictures, idr, spare = 0, False, True
+def _hevc_picture(packet: Packet, length_size: int, known: list[bytes], counting: _Numbering) -> tuple[Picture, bool, bool]:
+    """And whether the order of others is counted from it (8.3.1), and whether a sequence ends with it: what may be shown of the next
+    picture's group then is another matter (8.1.3)."""
+    pictures, idr, spare, order, counts = 0, False, True, 0, True
     begun = starts_new = ended = False
     for unit in _units(packet, length_size):
         if len(unit) < 2:
@@ -198,8 +235,15 @@ def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple
                 raise Doubt("it drops pictures that were not shown yet")
             if temporal != 1:  # a _N picture is not referred to within its own temporal layer only
                 raise Doubt("it has several temporal layers")
-            pictures += unit[2] >> 7  # first_slice_segment_in_pic_flag
+            first = unit[2] >> 7  # first_slice_segment_in_pic_flag
+            pictures += first
             idr |= kind in _HEVC_IDR
+            if first and kind not in _HEVC_IDR:
+                value, left = _head(unit, 2, 1 + (kind in _HEVC_IRAP), 2)  # slice_pic_parameter_set_id, slice_type
+                left -= counting.before + counting.order
+                if left < 0:
+                    raise Doubt("a slice is cut short")
+                order, counts = value >> left & (1 << counting.order) - 1, kind in _HEVC_COUNTS
             spare &= kind <= _HEVC_LAST_N and not kind & 1
         elif kind == _HEVC_SPS and bytes(unit) not in known:
             raise Doubt("a packet brings another sequence parameter set")
@@ -216,7 +260,7 @@ def _hevc_picture(packet: Packet, length_size: int, known: list[bytes]) -> tuple
         raise Doubt(f"a packet holds {pictures} pictures")
     if starts_new and not idr:
         raise Doubt("a sequence ends before a picture that is not an IDR picture")
-    return _PICTURES[idr, spare], ended
+    return Picture(idr, spare, order), counts, ended
 
 
 def _check_sei(unit: memoryview, header: int) -> None:
@@ -307,6 +351,33 @@ def _check_hevc_pps(unit: bytes) -> None:
     bits.take(1)
     if bits.take(1):  # output_flag_present_flag
         raise Doubt("it may have pictures that are not shown")
+    if bits.take(3):  # num_extra_slice_header_bits
+        raise Doubt("its slice headers have reserved bits")
+
+
+def _hevc_counting(unit: bytes) -> _Numbering:
+    """Where pictures say their order (ITU-T H.265, 7.3.2.2.1 and 7.3.3)."""
+    bits = _Bits(unit)
+    bits.take(20)
+    layers = bits.take(3)
+    bits.take(1 + 88 + 8)
+    present = [(bits.take(1), bits.take(1)) for _ in range(layers)]  # sub_layer_profile_present_flag, sub_layer_level_present_flag
+    bits.take(2 * (8 - layers) if layers else 0)
+    for profile, level in present:
+        bits.take(88 * profile + 8 * level)
+    bits.golomb()
+    before = 2 * bits.take(1) if bits.golomb() == 3 else 0  # chroma_format_idc, separate_colour_plane_flag
+    bits.golomb()
+    bits.golomb()
+    if bits.take(1):  # conformance_window_flag
+        for _ in range(4):
+            bits.golomb()
+    bits.golomb()
+    bits.golomb()
+    order = bits.golomb() + 4  # log2_max_pic_order_cnt_lsb_minus4
+    if order > 16:
+        raise Doubt("its sequence parameter set is damaged")
+    return _Numbering(0, before, order)
 
 
 _H264_HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
@@ -330,15 +401,13 @@ def _h264_numbering(unit: bytes) -> _Numbering:
     width = bits.golomb() + 4  # log2_max_frame_num_minus4
     if width > 16:
         raise Doubt("its sequence parameter set is damaged")
-    order = bits.golomb()  # pic_order_cnt_type
-    if order == 0:
-        bits.golomb()
-    elif order == 1:
-        bits.take(1)
-        bits.golomb()
-        bits.golomb()
-        for _ in range(min(bits.golomb(), 255)):
-            bits.golomb()
+    kind, order = bits.golomb(), 0  # pic_order_cnt_type
+    if kind == 0:
+        order = bits.golomb() + 4  # log2_max_pic_order_cnt_lsb_minus4
+    elif kind == 1:
+        raise Doubt("its pictures count their order by a cycle")
+    if order > 16:
+        raise Doubt("its sequence parameter set is damaged")
     bits.golomb()
     if bits.take(1):
         raise Doubt("it allows gaps in frame numbers")
@@ -346,4 +415,4 @@ def _h264_numbering(unit: bytes) -> _Numbering:
     bits.golomb()
     if not bits.take(1):
         raise Doubt("it may be interlaced")
-    return _Numbering(width, before)
+    return _Numbering(width, before, order)

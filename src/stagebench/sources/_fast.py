@@ -8,6 +8,7 @@ does not prove that this gives what a full decode gives.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -88,6 +89,12 @@ def _index(request: Request, video: Video) -> _Index:
     if any(p.is_corrupt for p in packets):
         raise NotProven("a packet is damaged")
     try:
+        changes = any(side.data_type in _CHANGES for packet in packets for side in packet.iter_sidedata())
+    except IndexError as error:
+        raise NotProven("a packet brings what PyAV has no name for") from error
+    if changes:
+        raise NotProven("its parameters change")
+    try:
         pictures = survey(video.stream.codec_context.name, video.stream.codec_context.extradata, packets)
     except Doubt as doubt:
         raise NotProven(str(doubt)) from doubt
@@ -98,15 +105,23 @@ def _index(request: Request, video: Video) -> _Index:
     pts: list[int] = [p.pts for p in packets if p.pts is not None]
     if len(pts) < len(packets) or len(set(pts)) < len(pts):
         raise NotProven("its packets do not have a pts each")
-    try:
-        changes = any(side.data_type in _CHANGES for packet in packets for side in packet.iter_sidedata())
-    except IndexError as error:
-        raise NotProven("a packet brings what PyAV has no name for") from error
-    if changes:
-        raise NotProven("its parameters change")
     if min(pts) < pts[0]:
         raise NotProven("frames are shown before its first picture")
+    _check_order(packets, pts, pictures)
     return _Index(packets, sorted(p for p, packet in zip(pts, packets, strict=True) if not packet.is_discard), pictures)
+
+
+def _check_order(packets: Sequence[Packet], pts: list[int], pictures: list[Picture]) -> None:
+    """Raises NotProven unless frames come out of the decoder in the order of their pts; clips joined without a new encoding may not."""
+    shown: list[tuple[int, int, int]] = []
+    group = 0
+    for time, packet, picture in zip(pts, packets, pictures, strict=True):
+        group += picture.idr
+        if not packet.is_discard:
+            shown.append((time, group, picture.order))
+    shown.sort()
+    if any(one[1:] >= other[1:] for one, other in pairwise(shown)):
+        raise NotProven("its timestamps are not in the order of its pictures")
 
 
 def _decode(context: VideoCodecContext, index: _Index, targets: set[int]) -> Iterator[VideoFrame]:
