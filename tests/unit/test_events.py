@@ -216,6 +216,17 @@ def test_dsec_missing_library_or_filter(tmp_path, h5py, monkeypatch):
         read_events(tmp_path / "events.h5")
 
 
+@pytest.mark.parametrize(("name", "value"), [("events/t", np.int64(5)), ("ms_to_idx", np.uint64(3)), ("t_offset", np.uint64(2**63))])
+def test_dsec_numbers_where_columns_stand_and_times_beyond_64_bits(tmp_path, h5py, name, value):
+    path = tmp_path / "events.h5"
+    h5_files.recording(path, np.arange(100) * 10)
+    with h5py.File(path, "a") as file:
+        del file[name]
+        file[name] = value
+    with pytest.raises(CorruptClipError, match="not readable as HDF5"):
+        read_events(path, window=(51_835_000_010, 2**62))
+
+
 def test_dsec_garbage(tmp_path, h5py):
     (tmp_path / "events.h5").write_bytes(b"\x89HDF\r\n\x1a\n" + b"\x00" * 500)
     with pytest.raises(StagebenchError, match="not readable as HDF5"):

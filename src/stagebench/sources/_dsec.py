@@ -49,7 +49,7 @@ def read_dsec(path: Path, window: tuple[int, int] | None) -> dict[str, np.ndarra
     try:
         with h5py.File(path, "r") as file:
             return _read(h5py, file, path, window)
-    except (OSError, RuntimeError, ValueError, TypeError, KeyError) as error:
+    except (OSError, RuntimeError, ValueError, TypeError, KeyError, IndexError, OverflowError) as error:
         raise CorruptClipError(f"{path}: not readable as HDF5 ({str(error)[:200]}). Copy it again, or leave the clip out.") from None
 
 
