@@ -133,6 +133,15 @@ def test_vectors_by_hand(tmp_path: Path) -> None:
     check(path, {"t": np.full(5, time), "x": np.array([100, 111, 112, 119, 5]), "y": np.full(5, 7), "p": np.array([1, 1, 1, 1, 0])})
 
 
+def test_a_high_part_of_time_that_is_sent_again_keeps_the_low_one(tmp_path: Path) -> None:
+    """Sensors repeat it, and send the low part where it changes."""
+    high, low, row, event = 0x8001, 0x6000 | 100, 3, 0x2005
+    words = [low, high, row, event, low, event, high, event, high, low + 1, event, high + 1, event]
+    path = tmp_path / "clip.raw"
+    path.write_bytes(EVT3 + struct.pack(f"<{len(words)}H", *words))
+    assert read_events(path).t.tolist() == [4096, 4196, 4196, 4197, 8192]
+
+
 def test_turns_of_the_clock_are_counted(tmp_path: Path) -> None:
     """24 bits of EVT 3.0 turn over every 16.8 s, 34 bits of EVT 2.0 every 4 h 46 min."""
     short = {"t": np.array([2**24 - 5, 2**24 + 7]), **{k: np.zeros(2, int) for k in "xyp"}}
