@@ -39,7 +39,7 @@ onstart:
     # Snakemake's own lock is the working directory's; this one also keeps out `stagebench run` and another checkout, and names the owner.
     workflow.results_owner = Ownership(PLAN_FILE.parent)
     PLAN.write(PLAN_FILE)
-    PLAN.write_basis(PLAN_FILE.parent, alone=True)
+    PLAN.write_basis(PLAN_FILE.parent)
 
 
 onerror:

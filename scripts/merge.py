@@ -16,5 +16,6 @@ if __name__ == "__main__":
 
         results, cache = (Path(snakemake.config["paths"][name]) for name in ("results", "cache"))
         plan = Plan.read(results / "plan.json")
+        plan.take_basis(results, Path(snakemake.input.basis).name)
         merge(plan, results)
         write_samples(plan, results, cache)

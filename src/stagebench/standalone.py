@@ -149,7 +149,7 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
     require(*config.variants.engine)
     plan = build_plan(config, cache, earlier=results / "plan.json", threads=threads)
     plan.write(results / "plan.json")
-    plan.write_basis(results, alone=True)
+    plan.write_basis(results)
     for proof in plan.verify_paths:  # reads clips live: a model that is not to be had is said before hours of extraction
         run_verify(plan, plan.verify_job(proof), results / proof, cache=cache, device=device)
     pace = _Pace()
@@ -172,6 +172,7 @@ def _run_study(config: Config, results: Path, cache: Path, device: str | None, t
             timed += 1
         samples += len(job.block.samples)
         tell("time samples", samples, all_samples, "")
+    plan.take_basis(results, plan.basis)
     merge(plan, results)
     write_samples(plan, results, cache)
     report = write_report(results, title=config.report.title)

@@ -311,6 +311,10 @@ def test_what_a_merge_says_depends_on_the_order_of_an_axis(data: Path, tmp_path:
     assert set(json.loads(planned().merge_params())) == {"study", "compare", "models"}, "studies as they were are not merged again"
 
 
+def _denied(*_: object) -> None:
+    raise PermissionError(13, "Permission denied")
+
+
 def test_the_basis_of_a_merge_changes_with_jobs_and_their_settings_and_with_nothing_else(data: Path, tmp_path: Path) -> None:
     def planned(root: Path = data, **over: object) -> Plan:
         return build_plan(config(root, **over), tmp_path / "cache")
@@ -331,13 +335,26 @@ def test_the_basis_of_a_merge_changes_with_jobs_and_their_settings_and_with_noth
     results = tmp_path / "results"
     (results / "basis-0000.json").parent.mkdir()
     (results / "basis-0000.json").touch()
-    plan.write_basis(results)
     file = results / plan.basis
+    texts = set()
+    for _ in range(2):
+        plan.write_basis(results)
+        texts.add(file.read_bytes())
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pathlib.Path.replace", _denied)
+        plan.write_basis(results)
+        with pytest.raises(PlanError, match="cannot be written"):
+            planned(compare={"resamples": 500}).write_basis(results)
+    assert file.read_bytes() in texts, "who may only look at a study that is not merged yet may plan it"
+    (results / "summary.json").touch()
     written = file.stat()
     plan.write_basis(results)
-    assert file.stat() == written and len(list(results.iterdir())) == 2, "another plan's is left to the run that may be at work with it"
-    plan.write_basis(results, alone=True)
-    assert file.stat() == written and list(results.iterdir()) == [file]
+    assert len(texts) == 2, "as long as nothing is merged, none is like one that stands in Snakemake's records"
+    assert file.stat() == written and len(list(results.iterdir())) == 3, "another plan's is left to the run that may be at work with it"
+    with pytest.raises(PlanError, match=r"basis-0000\.json: stands for another plan"):
+        plan.take_basis(results, "basis-0000.json")
+    plan.take_basis(results, plan.basis)
+    assert file.stat() == written and list(results.glob("basis-*")) == [file]
     plan.write(results / "plan.json")
     assert Plan.read(results / "plan.json").basis == plan.basis
 

@@ -155,6 +155,43 @@ def test_jobs_that_all_failed_run_again(study: Study) -> None:
     assert study.plan().rules == {"timing": 3, **SUMMED}
 
 
+def test_what_another_checkout_merged_otherwise_is_merged_again(study: Study) -> None:
+    """Both have records of their own, and those here say of each input, by name and checksum, that it has been merged."""
+    records, away = study.folder / ".snakemake", study.folder / "records"
+    records.rename(away)
+    study.configure(lambda c: c["compare"].update(reference="llava"))
+    assert study.run().rules == SUMMED, "there, of proofs and timings that are as planned"
+    shutil.rmtree(records)
+    away.rename(records)
+    study.configure(lambda c: c["compare"].update(reference="video_llava"))
+    assert study.plan().rules == SUMMED, "the tables are those of the other plan"
+
+
+def test_a_plan_that_was_looked_at_during_a_merge_is_not_taken_for_merged(study: Study) -> None:
+    """The dry run's file is older than the tables, which are not that plan's."""
+
+    def refer_to(model: str) -> None:
+        study.configure(lambda c: c["compare"].update(reference=model))
+
+    refer_to("llava")
+    assert study.plan().rules == SUMMED
+    refer_to("video_llava")
+    assert study.run("--forcerun", "merge").rules == SUMMED
+    shutil.rmtree(study.folder / ".snakemake")
+    refer_to("llava")
+    assert study.plan().rules == SUMMED
+
+
+def test_a_report_alone_is_asked_for_again_after_a_merge_that_failed(study: Study) -> None:
+    """As a workflow does that uses this one as a module: the old page is there, and the merge's inputs are those that it failed with."""
+    report = str(study.results.relative_to(study.folder) / "report.html")
+    file = min((study.results / "timings").rglob("*.parquet"))
+    file.write_bytes(b"no Parquet")
+    failed = study.run(report, check=False)
+    assert failed.status and failed.rules == {"merge": 1}
+    assert study.run(report, "--dry-run").rules == SUMMED
+
+
 def test_a_wrong_key_is_refused_by_name(study: Study) -> None:
     study.configure(lambda c: c["timing"].update(warmpu=2))
     run = study.run("--dry-run", check=False)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import os
+import secrets
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cached_property, partial
@@ -203,16 +204,33 @@ class Plan:
             whole.update(f"{job.path} {self.timing_params(job)}\n".encode())
         return f"basis-{whole.hexdigest()}.json"
 
-    def write_basis(self, results: Path, *, alone: bool = False) -> None:
-        """Write that file unless it is there. alone: and remove those of other plans, for work on this one starts."""
+    def write_basis(self, results: Path) -> None:
+        """Write that file unless it is there beside merged results; a merge that failed has left none, and is to be tried again.
+
+        No two have the same content: Snakemake takes a newer file for the one that it has merged if its checksum is that of its records,
+        which know nothing of what others have merged since, and which it writes for merges that failed, too.
+        """
         path = results / self.basis
-        if alone:
-            for other in results.glob("basis-*.json"):
-                if other != path:
-                    other.unlink(missing_ok=True)
-        if not path.exists():
-            with whole_file(path, PlanError) as temporary:
-                temporary.write_text(canonical({"jobs": len(self.jobs), "proofs": list(self.verify_paths)}) + "\n", encoding="utf-8")
+        there = path.exists()
+        if not (there and (results / "summary.json").exists()):
+            text = canonical({"jobs": len(self.jobs), "proofs": list(self.verify_paths), "written": secrets.token_hex(8)})
+            try:
+                with whole_file(path, PlanError) as temporary:
+                    temporary.write_text(text + "\n", encoding="utf-8")
+            except PlanError:
+                if not there:  # else a dry run by one who may only look, beside the run that has yet to merge
+                    raise
+
+    def take_basis(self, results: Path, planned: str) -> None:
+        """Before a merge, remove the files of other plans: what is there afterwards is not theirs, however old their files are.
+
+        planned: the name that the merge was asked for with. Raises PlanError when this is another plan.
+        """
+        if planned != self.basis:
+            raise PlanError(f"{results / planned}: stands for another plan than the one in {results}. {_AGAIN}")
+        for other in results.glob("basis-*.json"):
+            if other.name != planned:
+                other.unlink(missing_ok=True)
 
     @classmethod
     def read(cls, path: Path) -> Plan:
