@@ -165,10 +165,11 @@ def test_fingerprint_is_stable_and_says_what_differs():
 
 @pytest.mark.parametrize("package", ["flash-attn", "triton", "torchao", "bitsandbytes"])
 def test_a_kernel_package_of_another_version_is_another_machine(monkeypatch, package):
-    from importlib.metadata import version
+    module = sys.modules["stagebench.machine.fingerprint"]  # as an attribute it is the function
+    installed = module.version
 
     def digest(found):
-        monkeypatch.setattr("stagebench.machine.fingerprint.version", lambda name: found if name == package else version(name))
+        monkeypatch.setattr(module, "version", lambda name: found if name == package else installed(name))
         return machine.fingerprint("cpu", 2)["digest"]
 
     assert digest("1.0") == digest("1.0") != digest("2.0")
