@@ -147,7 +147,7 @@ def write_table(table: Table, folder: Path, header: Sequence[str], verdict: str)
     and Parquet, so that a row which is copied elsewhere still says it.
     """
     paths = {suffix: folder / f"{table.name}.{suffix}" for suffix in ("csv", "md", "tex", "parquet")}
-    frame = table.frame.select(pl.lit(verdict).alias("study_verdict"), pl.all()) if len(table.frame) else table.frame
+    frame = table.frame.select(pl.lit(verdict).alias("study_verdict"), pl.all())
     texts = {"csv": frame.write_csv(), "md": render_markdown(table, header), "tex": render_latex(table, header)}
     for suffix, text in texts.items():
         with whole_file(paths[suffix], MergeError) as temporary:

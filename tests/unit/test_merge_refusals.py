@@ -22,6 +22,16 @@ def test_every_sample_failed_is_an_error_and_no_table(tmp_path: Path) -> None:
         merge(plan, tmp_path)
     assert not (tmp_path / "tables").exists()
     assert not (tmp_path / "summary.json").exists()
+    assert not list(tmp_path.glob("*.parquet")) and not list(tmp_path.glob(".*.parquet"))
+
+
+def test_a_refused_merge_leaves_the_rows_of_the_tables_before_it(tmp_path: Path) -> None:
+    merge(make_study(tmp_path), tmp_path)
+    before = (tmp_path / "timings.parquet").read_bytes()
+    failing = make_study(tmp_path, edit=lambda r: {**r, "status": "error", "reason": "No such folder.", "codes": ["warn_load_average"]})
+    with pytest.raises(MergeError, match=r": error No such folder\. No table is written\."):
+        merge(failing, tmp_path)
+    assert (tmp_path / "timings.parquet").read_bytes() == before, "the tables and the report beside it are of these rows"
 
 
 def test_only_capped_natural_runs_leave_the_study_valid(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from stagebench.report import write_report
 from stagebench.report.axis_figure import AXIS_FIGURE
 from stagebench.report.figures import FIGURES
 from stagebench.report.machine_figures import MACHINE_FIGURES
-from stagebench.report.page import OPEN_ROWS, _bottlenecks, _headline, _printed, _read
+from stagebench.report.page import OPEN_ROWS, _bottlenecks, _headline, _method, _printed, _read
 from stagebench.tables import cell, read_table
 
 EVIL = "<script>alert(1)</script><img src=x onerror=alert(2)>"
@@ -206,6 +206,25 @@ def test_every_number_on_the_page_is_in_the_data(page: str, results: Path) -> No
     known |= {str(len(read_table(path).frame)) for path in (results / "tables").glob("*.parquet")}  # rows of a folded one
     assert len(shown) > 300
     assert shown <= known, sorted(shown - known)
+
+
+def test_what_an_interval_rests_on_is_said(results: Path, tmp_path: Path) -> None:
+    """A paper that takes the paragraph over must not claim recordings where there was one, nor leave out the batches."""
+    folders = {"many": results, "one": tmp_path / "one", "batches": tmp_path / "batches"}
+    once = {"repeats": {"min": 1, "max": 1}, "warmup": 1}
+    merge(make_study(folders["one"], plan_config=config(timing=once), sequences=1), folders["one"])
+    merge(make_study(folders["batches"], plan_config=config(variants={"batch": [1, 2]}), sequences=3), folders["batches"])
+    studies = {name: _read(folder) for name, folder in folders.items()}
+    alone, batched = "the interval speaks for that recording only", "clustered by recording and by batch"
+    method = {name: _method(study.summary) for name, study in studies.items()}
+    assert [name for name, text in method.items() if alone in text] == ["one"]
+    assert [name for name, text in method.items() if batched in text] == ["batches"]
+    assert "ran 1 warm-up sample first, which is excluded;" in method["one"] and "order, each once, decoded" in method["one"]
+    assert "warm-up samples first, which are excluded;" in method["many"]
+    for name, study in studies.items():
+        assert {ratio["alone"] for card in _headline(study) for ratio in card["ratios"] if ratio["bounded"]} == {name == "one"}
+    write_report(folders["one"])
+    assert ", of one sequence: it speaks for that one only" in (folders["one"] / "report.html").read_text(encoding="utf-8")
 
 
 def test_columns_that_say_nothing_are_left_out_and_named(page: str, results: Path) -> None:

@@ -70,7 +70,9 @@ def test_all_formats_hold_equal_numbers(tmp_path: Path) -> None:
 
 def test_an_empty_table_keeps_its_columns(tmp_path: Path) -> None:
     paths = write_table(build_table("t", "T", [], ("model", "n")), tmp_path, [], "VALID")
-    assert paths["csv"].read_text() == "model,n\n"
+    assert paths["csv"].read_text() == "study_verdict,model,n\n", "the columns of a full one, so that tables of several studies go together"
+    assert pl.read_parquet(paths["parquet"]).shape == (0, 3)
+    assert read_table(paths["parquet"]).frame.columns == ["model", "n"]
     assert "None." in paths["md"].read_text()
 
 

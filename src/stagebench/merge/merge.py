@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from stagebench.errors import MergeError
+from stagebench.files import whole_file
 from stagebench.merge.analysis import distribution_rows, stage_row, view_rows
 from stagebench.merge.axis import axis_rows
 from stagebench.merge.comparison import (
@@ -63,16 +64,18 @@ def merge(plan: PlanLike, results: Path) -> MergeReport:
     results = Path(results)
     config = plan.config
     timings = results / "timings.parquet"
-    gathered = gather(plan, results, timings)
-    found = in_order(groups(timings), config)
-    if not any(group.n for group in found):
-        failures = failure_rows(timings, found)
-        why = failures[0] if failures else {"status": "no row", "reason": "", "codes": ""}
-        raise MergeError(
-            f"{results}: all {gathered.rows} runs failed or were discarded; the first: {why.get('sample')}: {why['status']} "
-            f"{why['codes'] or ''} {why['reason'] or ''}".rstrip()
-            + ". No table is written. Read the timing logs and run the jobs again."
-        )
+    with whole_file(timings, MergeError) as staged:  # a merge that is refused leaves the rows that the earlier tables are of
+        gathered = gather(plan, results, staged)
+        found = in_order(groups(staged), config)
+        if not any(group.n for group in found):
+            failures = failure_rows(staged, found)
+            why = failures[0] if failures else {"status": "no row", "reason": "", "codes": ""}
+            cause = (why["reason"] or why["codes"] or "").rstrip(".")
+            raise MergeError(
+                f"{results}: all {gathered.rows} runs failed or were discarded; the first: {why.get('sample')}: "
+                + f"{why['status']} {cause}".rstrip()
+                + ". No table is written. Read the timing logs and run the jobs again."
+            )
     verifications, findings = read_verifications(results, plan.verify_paths)
     findings += [Finding(code.value, "jobs", 1, text) for code, text in gathered.warnings]
     findings += _job_findings(gathered)

@@ -57,9 +57,11 @@ def bottleneck_sentences(stages: Table, optimisations: Table) -> list[dict[str, 
         if tried:
             # of total / batch, which is the ratio itself where the batch stays: a larger batch takes longer, for more samples
             best = min(tried, key=lambda v: v["sample_ratio"])
-            text += f". Of {len(tried)} other measured variants {best['variant']} ({best['changed']}) has the lowest ratio"
             batched = "batch: " in best["changed"]
-            text += f" of total / batch: {best['sample_ratio']:.4g}" if batched else f": {best['ratio']:.4g}, {best['verdict']}"
+            figure = f" of total / batch: {best['sample_ratio']:.4g}" if batched else f": {best['ratio']:.4g}, {best['verdict']}"
+            named = f"{best['variant']} ({best['changed']})"
+            only = f". The one other measured variant, {named}, has the ratio"
+            text += (only if len(tried) == 1 else f". Of {len(tried)} other measured variants {named} has the lowest ratio") + figure
         elif not any(all(v[k] == row[k] for k in group) for v in variants):
             text += ". No other variant was measured"
         sentences.append({key: str(row[key]) for key in (*group, "variant")} | {"bottleneck": str(stage), "sentence": text + "."})

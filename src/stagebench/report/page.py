@@ -167,7 +167,8 @@ def _headline(study: Study) -> list[dict[str, Any]]:
         bounded = row["low"] is not None and row["high"] is not None
         unclear = withheld(row["verdict"], row["low"], row["high"], study.summary["config"]["compare"]["same_within"])
         waited = f"{row['cpu_wait_share']:.0%}" if unclear else None
-        told = {"verdict": row["verdict"], "length": length, "bounded": bounded, "waited": waited}
+        alone = bounded and row["clusters"] == 1
+        told = {"verdict": row["verdict"], "length": length, "bounded": bounded, "waited": waited, "alone": alone}
         card["ratios"].append({"none": not row["n"]} | printed | told)
     for card in found.values():
         # where every answer met the cap, its own entry says so, and an empty one beside it only takes its place
@@ -252,7 +253,8 @@ def _method(summary: dict[str, Any]) -> str:
     """A paragraph for a paper, from the study's own settings."""
     c, t = summary["config"], summary["config"]["timing"]
     low, high = t["repeats"]["min"], t["repeats"]["max"]
-    repeats = f"{low} times" if low == high else f"{low} to {high} times"
+    repeats = f"{low} to {high} times" if low != high else f"{low} times" if low > 1 else "once"
+    warmup = f"{t['warmup']} warm-up sample{'s' * (t['warmup'] != 1)} first, which {'are' if t['warmup'] != 1 else 'is'} excluded"
     lengths = ["with natural length (stop at end of sequence, at most " + str(t["max_new_tokens"]) + " tokens)"] * (
         "natural" in t["lengths"]
     )
@@ -262,12 +264,16 @@ def _method(summary: dict[str, Any]) -> str:
     text = (
         f"We timed {', '.join(c['models'])} stage by stage (load, preprocess, host-to-device copy, encode, prefill, decode) with a "
         "monotonic clock, the device synchronised at both ends of each stage. Vision was encoded once, and decoding used those features. "
-        f"Each process ran {t['warmup']} warm-up samples first, which are excluded; its first call is reported apart. "
+        f"Each process ran {warmup}; its first call is reported apart. "
         f"Samples ran in a seeded random order, each {repeats}, decoded {decoding} {' and '.join(lengths)}. "
         "A sample's figure is that of its run with the median total. Models were compared by the geometric mean of per-sample ratios "
         f"with a {confidence} interval clustered by recording (bootstrap from 20 recordings on, Student's t on cluster-robust errors "
         "below). "
     )
+    if max(c["variants"]["batch"], default=1) > 1:
+        text += "Above batch 1 intervals are clustered by recording and by batch (Student's t). "
+    if any(row["clusters"] == 1 and row["low"] is not None for row in summary["comparison"]):
+        text += "Where a comparison rests on one recording, samples stand for recordings, and the interval speaks for that recording only. "
     n = summary["samples"]
     text += f"Over all groups {n['accepted']} samples were accepted, {n['failed']} failed, {n['discarded']} were discarded and "
     text += f"{n['capped']} met the cap."
