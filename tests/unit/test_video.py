@@ -185,6 +185,15 @@ def test_a_clip_with_a_missing_picture_is_refused(made: Path, suffix: str) -> No
         read_frames(lost, 4)
 
 
+def test_a_clip_without_one_of_its_idr_pictures_is_refused(made: Path) -> None:
+    """The group then refers to the pictures before it. Weights and B pictures that others refer to lengthen the slices' headers."""
+    options = {"bf": "3", "g": "10", "x264-params": "scenecut=0:b-pyramid=normal:weightp=2:weightb=1:ref=4"}
+    whole = corpus.encode(made / "whole_groups.mp4", range(30), options=options)
+    lost = _without(whole, made / "lost_idr.mp4", {10})
+    with pytest.raises(CorruptClipError, match="has frame_num 1 where .* is due: one before it is missing"):
+        read_frames(lost, 4)
+
+
 def test_what_is_no_loss_is_read(made: Path) -> None:
     """Frames that no other refers to may be missing; a clip that is joined from two has another number at the second's first picture."""
     whole = corpus.encode(made / "with_b.mp4", range(30), options={"bf": "2", "x264-params": "b-adapt=0:b-pyramid=none:scenecut=0"})

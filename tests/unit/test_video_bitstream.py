@@ -35,8 +35,9 @@ def _sps(*, gaps: str = "0", frames_only: str = "1", order: str = "1 1") -> byte
     return b"\x67\x42\x00\x1e" + _bits(f"1 1 {order} 010 {gaps} 1 1 {frames_only} 1 0 0 1")
 
 
-def _avcc(*sets: bytes) -> bytes:
-    return b"\x01\x42\x00\x1e\xff" + bytes([0xE0 | len(sets)]) + b"".join(struct.pack(">H", len(s)) + s for s in sets) + b"\x00"
+def _avcc(*sets: bytes, pps: tuple[bytes, ...] = ()) -> bytes:
+    kinds = [b"".join(struct.pack(">H", len(s)) + s for s in some) for some in (sets, pps)]
+    return b"\x01\x42\x00\x1e\xff" + bytes([0xE0 | len(sets)]) + kinds[0] + bytes([len(pps)]) + kinds[1]
 
 
 def _packet(*units: bytes) -> bytes:
@@ -192,6 +193,51 @@ def test_a_sequence_may_end_before_an_idr_picture_only(packets: list[list[bytes]
     else:
         with pytest.raises(Doubt, match="a sequence ends"):
             survey("hevc", _hvcc(HEVC_SPS), stream)  # type: ignore[arg-type]
+
+
+def _pps(*, bottom: int = 0, groups: str = "1", weighted: str = "0 00", redundant: int = 0) -> bytes:
+    """Id 0, one picture of each list."""
+    return b"\x68" + _bits(f"1 1 0 {bottom} {groups} 1 1 {weighted} 1 1 1 0 0 {redundant} 1")
+
+
+_HEAD = "0010 0000"  # frame_num 2, picture order
+_MARKED = "1 010 1 00100 1 1 00110 1"  # operations 1, 3, 5, ended
+
+
+@pytest.mark.parametrize(
+    ("pps", "last", "found"),
+    [
+        ([_pps()], f"1 00110 1 {_HEAD} 0 0 {_MARKED}", "doubt"),  # P: no override, no modification
+        ([_pps()], f"1 00110 1 {_HEAD} 0 0 0", "lost"),  # a sliding window
+        ([_pps()], f"1 00110 1 {_HEAD} 0 0 1 010 1 1", "lost"),  # other operations
+        ([_pps()], f"1 0001000 1 {_HEAD} {_MARKED}", "doubt"),  # I
+        ([_pps()], f"1 00111 1 {_HEAD} 0 1 010 010 0 1 010 1 00100 {_MARKED}", "doubt"),  # B: lists of two and two, the second modified
+        ([_pps(bottom=1, redundant=1)], f"1 00110 1 {_HEAD} 010 1 1 010 0 {_MARKED}", "doubt"),
+        ([_pps(weighted="1 00")], f"1 00110 1 {_HEAD} 1 010 0 1 1 1 010 010 0 0 1 010 010 010 010 {_MARKED}", "doubt"),
+        ([_pps(weighted="1 00")], f"1 00110 1 {_HEAD} 1 010 0 1 1 1 010 010 0 0 1 010 010 010 010 0", "lost"),
+        ([_pps(weighted="0 01")], f"1 00111 1 {_HEAD} 0 0 0 0 1 1 0 0 1 010 010 0 {_MARKED}", "doubt"),
+        ([_pps(weighted="0 10")], f"1 00111 1 {_HEAD} 0 0 0 0 {_MARKED}", "doubt"),  # implicit weights
+        ([_pps(groups="010")], f"1 00110 1 {_HEAD} 0 0 0", "doubt"),  # slice groups: not looked through
+        ([_pps(), _pps(bottom=1)], f"1 00110 1 {_HEAD} 0 0 0", "doubt"),  # two sets of one number: which one holds?
+        ([], f"1 00110 1 {_HEAD} 0 0 0", "doubt"),
+    ],
+)
+def test_number_1_follows_what_empties_the_decoder(pps: list[bytes], last: str, found: str) -> None:
+    """memory_management_control_operation 5 (ITU-T H.264, 7.4.3.3), and nothing else; an IDR picture that is lost looks like it."""
+    packets = [_packet(IDR), _packet(_slice(1)), _packet(b"\x41" + _bits(last + "1")), _packet(_slice(1))]
+    for header, stream in (
+        (_avcc(_sps(), pps=tuple(pps)), packets),
+        (_avcc(_sps()), [_packet(*pps, IDR), *packets[1:]]),
+    ):
+        with pytest.raises(Doubt if found == "doubt" else Lost, match="is missing"):
+            survey("h264", header, stream)  # type: ignore[arg-type]
+
+
+def test_number_1_where_numbers_begin_anew() -> None:
+    """16 pictures on, of which the one numbered 0 again is lost."""
+    packets = [_packet(IDR), *(_packet(_slice(n)) for n in range(1, 15)), _packet(b"\x41" + _bits("1 00110 1 1111 0000 0 0 0 1"))]
+    with pytest.raises(Lost, match="picture 17 of 17 has frame_num 1 where 0 is due"):
+        survey("h264", _avcc(_sps(), pps=(_pps(),)), [*packets, _packet(_slice(1))])  # type: ignore[list-item]
 
 
 def _order(*lowest: str) -> list[int]:

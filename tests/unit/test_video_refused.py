@@ -126,7 +126,7 @@ def test_flipped_bits_never_make_the_two_ways_differ(tmp_path: Path) -> None:
         path.write_bytes(data[:place] + bytes([data[place] ^ 1 << rng.integers(8)]) + data[place + 1 :])
         try:
             part = _fast.read(_request_for(path)).pixels
-        except _fast.NotProven:
+        except (_fast.NotProven, CorruptClipError):  # in a frame number it looks like a lost picture
             refused += 1
             continue
         try:

@@ -6,10 +6,12 @@ left out. It says so only where it can show it; any doubt is a reason, in words,
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import TYPE_CHECKING, NamedTuple
+
+from stagebench.sources._bits import Bits, Doubt, Lost, units
+from stagebench.sources._gaps import Numbering, check_gaps
 
 if TYPE_CHECKING:
     from av.packet import Packet
@@ -30,14 +32,6 @@ _H264_SEI, _HEVC_SEI = 6, 39
 _LASTING = {19: "film grain", 47: "an orientation of its own"}
 """Supplemental information that changes pixels and may hold for the pictures that follow, decoded or not."""
 _AOM_GRAIN = b"\xb5\x58\x90"
-
-
-class Doubt(Exception):
-    """Why the packets do not prove what decoding a part of them needs. Never leaves the reader."""
-
-
-class Lost(Exception):
-    """What the packets prove to be missing. A decoder puts other pictures in its place, and says so to nobody."""
 
 
 class Picture(NamedTuple):
@@ -64,7 +58,13 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
         length_size, known = _avcc(extradata or b"")
         numbering = _h264_numbering(known[0])
         found = [_h264_picture(packet, length_size, known, numbering) for packet in packets]
-        _check_gaps(found, numbering, packets, length_size)
+        check_gaps(
+            [(picture.idr, number, referred_to) for picture, number, referred_to in found],
+            numbering,
+            packets,
+            length_size,
+            extradata or b"",
+        )
         return _in_order([(picture, referred_to) for picture, _, referred_to in found], numbering.order)
     if codec == "hevc":
         length_size, known = _hvcc(extradata or b"")
@@ -75,35 +75,6 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
                 raise Doubt("a sequence ends before a picture that is not an IDR picture")
         return _in_order([(picture, counts) for picture, counts, _ in ends], counting.order)
     raise Doubt(f"{codec} is neither h264 nor hevc")
-
-
-def _units(packet: Packet, length_size: int) -> list[memoryview]:
-    """The packet's NAL units, not copied. Raises Doubt when their lengths do not fit the packet."""
-    view = memoryview(packet)
-    units: list[memoryview] = []
-    position, end = 0, len(view)
-    while position < end:
-        if length_size == 4 and position + 4 <= end:
-            (length,) = struct.unpack_from(">I", view, position)
-        else:
-            length = int.from_bytes(view[position : position + length_size], "big")
-        position += length_size
-        if not length or position + length > end:
-            raise Doubt(f"a unit of {length} bytes does not fit its packet")
-        units.append(view[position : position + length])
-        position += length
-    return units
-
-
-class _Numbering(NamedTuple):
-    """How a slice header says its frame_num and its picture order count."""
-
-    width: int
-    """Bits: log2_max_frame_num; H.265 has none."""
-    before: int
-    """Bits of colour_plane_id before it."""
-    order: int
-    """Bits: log2_max_pic_order_cnt_lsb; 0 where pictures are shown in the order of decoding (pic_order_cnt_type 2)."""
 
 
 def _in_order(pictures: list[tuple[Picture, bool]], width: int) -> list[Picture]:
@@ -126,35 +97,6 @@ _Numbered = tuple[Picture, int, bool]
 """A picture, its frame_num, and whether others may refer to it."""
 
 
-def _check_gaps(pictures: list[_Numbered], numbering: _Numbering, packets: Sequence[Packet], length_size: int) -> None:
-    """Raises Doubt unless each picture's frame_num follows that of the last one that others may refer to (ITU-T H.264, 7.4.3).
-
-    Lost if a picture that is predicted from others jumps ahead. Where a stream starts or is joined midway, its first picture refers to
-    none; after memory_management_control_operation 5, which is not looked for, 1 follows any number (7.4.3.3); a decoder takes the
-    last number again for another part of the same picture. None of these is a loss.
-    """
-    due, doubt, begun = 0, "", False
-    for at, (picture, number, referred_to) in enumerate(pictures):
-        right = 0 if picture.idr else due
-        if number != right:
-            doubt = doubt or f"frame_num {number} stands where {right} is due: a picture is missing"
-            again = (due - 1) % (1 << numbering.width)
-            if begun and not picture.idr and number not in (1, again) and not _intra(packets[at], length_size):
-                raise Lost(f"picture {at + 1} of {len(pictures)} has frame_num {number} where {due} is due: one before it is missing")
-        if referred_to:
-            due, begun = (number + 1) % (1 << numbering.width), True
-    if doubt:
-        raise Doubt(doubt)
-
-
-def _intra(packet: Packet, length_size: int) -> bool:
-    """Whether the picture's first slice is predicted from no other (slice_type I or SI; ITU-T H.264, 7.3.3 and table 7-6)."""
-    first = next(unit for unit in _units(packet, length_size) if unit[0] & 31 in (_H264_SLICE, _H264_IDR))
-    bits = _Bits(bytes(first[1:17]))
-    bits.golomb()
-    return bits.golomb() % 5 in (2, 4)
-
-
 def _head(unit: memoryview, names: int, bits: int, passed: int) -> tuple[int, int]:
     """The first bytes of a slice's header behind `names` bytes, `bits` bits and `passed` Exp-Golomb codes, and how many bits that are."""
     head = unit[names : names + 12].tobytes()
@@ -174,7 +116,7 @@ def _passed(value: int, left: int, codes: int) -> tuple[int, int]:
     return value, left
 
 
-def _numbers(unit: memoryview, numbering: _Numbering, idr: bool) -> tuple[int, int]:
+def _numbers(unit: memoryview, numbering: Numbering, idr: bool) -> tuple[int, int]:
     """frame_num and pic_order_cnt_lsb, behind first_mb_in_slice, slice_type and pic_parameter_set_id (7.3.3); the first is the one bit
     of a picture's first slice."""
     value, left = _head(unit, 1, 1, 2)
@@ -189,9 +131,9 @@ def _numbers(unit: memoryview, numbering: _Numbering, idr: bool) -> tuple[int, i
     return number, value >> left & (1 << numbering.order) - 1
 
 
-def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numbering: _Numbering) -> _Numbered:
+def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numbering: Numbering) -> _Numbered:
     pictures, idr, spare, referred_to, number, order = 0, False, True, False, 0, 0
-    for unit in _units(packet, length_size):
+    for unit in units(packet, length_size):
         kind = unit[0] & 31
         if kind in (_H264_SLICE, _H264_IDR):
             if len(unit) < 3:
@@ -215,12 +157,12 @@ def _h264_picture(packet: Packet, length_size: int, known: list[bytes], numberin
     return Picture(idr, spare and not referred_to and not idr, order), number, referred_to
 
 
-def _hevc_picture(packet: Packet, length_size: int, known: list[bytes], counting: _Numbering) -> tuple[Picture, bool, bool]:
+def _hevc_picture(packet: Packet, length_size: int, known: list[bytes], counting: Numbering) -> tuple[Picture, bool, bool]:
     """And whether the order of others is counted from it (8.3.1), and whether a sequence ends with it: what may be shown of the next
     picture's group then is another matter (8.1.3)."""
     pictures, idr, spare, order, counts = 0, False, True, 0, True
     begun = starts_new = ended = False
-    for unit in _units(packet, length_size):
+    for unit in units(packet, length_size):
         if len(unit) < 2:
             raise Doubt("a unit is cut short")
         kind, layer, temporal = unit[0] >> 1 & 63, (unit[0] & 1) << 5 | unit[1] >> 3, unit[1] & 7
@@ -318,33 +260,9 @@ def _hvcc(extradata: bytes) -> tuple[int, list[bytes]]:
     return (extradata[21] & 3) + 1, known
 
 
-class _Bits:
-    """Exp-Golomb reader over a raw byte sequence payload, emulation prevention taken out."""
-
-    def __init__(self, unit: bytes) -> None:
-        raw = unit.replace(b"\x00\x00\x03", b"\x00\x00")
-        self._bits = f"{int.from_bytes(raw, 'big'):0{8 * len(raw)}b}"
-        self._at = 0
-
-    def take(self, width: int) -> int:
-        taken = self._bits[self._at : self._at + width]
-        if len(taken) < width:
-            raise Doubt("a parameter set is cut short")
-        self._at += width
-        return int(taken, 2) if taken else 0
-
-    def golomb(self) -> int:
-        one = self._bits.find("1", self._at)
-        zeros = one - self._at
-        if one < 0 or zeros > 32:
-            raise Doubt("a parameter set is damaged")
-        self._at = one
-        return self.take(zeros + 1) - 1
-
-
 def _check_hevc_pps(unit: bytes) -> None:
     """Raises Doubt unless every picture is shown (ITU-T H.265, 7.3.2.3.1)."""
-    bits = _Bits(unit)
+    bits = Bits(unit)
     bits.take(16)
     bits.golomb()
     bits.golomb()
@@ -355,9 +273,9 @@ def _check_hevc_pps(unit: bytes) -> None:
         raise Doubt("its slice headers have reserved bits")
 
 
-def _hevc_counting(unit: bytes) -> _Numbering:
+def _hevc_counting(unit: bytes) -> Numbering:
     """Where pictures say their order (ITU-T H.265, 7.3.2.2.1 and 7.3.3)."""
-    bits = _Bits(unit)
+    bits = Bits(unit)
     bits.take(20)
     layers = bits.take(3)
     bits.take(1 + 88 + 8)
@@ -377,21 +295,22 @@ def _hevc_counting(unit: bytes) -> _Numbering:
     order = bits.golomb() + 4  # log2_max_pic_order_cnt_lsb_minus4
     if order > 16:
         raise Doubt("its sequence parameter set is damaged")
-    return _Numbering(0, before, order)
+    return Numbering(0, before, order)
 
 
 _H264_HIGH = (100, 110, 122, 244, 44, 83, 86, 118, 128, 138, 139, 134, 135)
 
 
-def _h264_numbering(unit: bytes) -> _Numbering:
+def _h264_numbering(unit: bytes) -> Numbering:
     """Raises Doubt unless every picture is a frame and frame numbers have no gaps (ITU-T H.264, 7.3.2.1.1)."""
-    bits, before = _Bits(unit), 0
+    bits, before, chroma = Bits(unit), 0, 1
     bits.take(8)
     profile = bits.take(8)
     bits.take(16)
     bits.golomb()
     if profile in _H264_HIGH:
-        if bits.golomb() == 3:  # chroma_format_idc
+        chroma = bits.golomb()  # chroma_format_idc
+        if chroma == 3:
             before = 2 * bits.take(1)  # separate_colour_plane_flag
         bits.golomb()
         bits.golomb()
@@ -415,4 +334,4 @@ def _h264_numbering(unit: bytes) -> _Numbering:
     bits.golomb()
     if not bits.take(1):
         raise Doubt("it may be interlaced")
-    return _Numbering(width, before, order)
+    return Numbering(width, before, order, bool(chroma) and not before)

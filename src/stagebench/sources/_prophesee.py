@@ -125,8 +125,8 @@ def _evt3(words: np.ndarray, path: Path) -> Columns:
     """A state machine over 16-bit words, done by "the last word of that kind before this one".
 
     EVT_ADDR_Y sets y; EVT_ADDR_X is an event; VECT_BASE_X sets x and polarity for vectors, each of which stands for 12 or 8 neighbouring
-    pixels and moves x on by as many; EVT_TIME_HIGH and EVT_TIME_LOW set 12 bits of time each, and another high part clears the low one; one that is
-    sent again does not, as in Prophesee's own decoder (OpenEB).
+    pixels and moves x on by as many; EVT_TIME_HIGH and EVT_TIME_LOW set 12 bits of time each, and another high part clears the low
+    one; one that is sent again does not, as in Prophesee's own decoder (OpenEB).
     """
     _check_count(len(words), path)
     kind, low = (words >> 12).astype(np.uint8), words & np.uint16(0xFFF)
