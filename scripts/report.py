@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagebench.scripting import job
+from stagebench.scripting import job, require_planned
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -14,4 +14,6 @@ if __name__ == "__main__":
         from stagebench.report import write_report
 
         results = Path(snakemake.config["paths"]["results"])
-        write_report(results, title=Plan.read(results / "plan.json").config.report.title)
+        plan = Plan.read(results / "plan.json")
+        require_planned(snakemake.params.settings, plan.report_params(), results / "plan.json")
+        write_report(results, title=plan.config.report.title)

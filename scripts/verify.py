@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from stagebench.scripting import job, require_gpu
+from stagebench.scripting import job, require_gpu, require_planned
 
 if TYPE_CHECKING:
     from snakemake.iocontainers import snakemake
@@ -15,5 +15,7 @@ if __name__ == "__main__":
 
         require_gpu(snakemake.resources)
         paths = snakemake.config["paths"]
-        plan = Plan.read(Path(paths["results"], "plan.json"))
-        run_verify(plan, plan.verify_job(f"verify/{snakemake.wildcards.proof}.json"), Path(snakemake.output[0]), cache=Path(paths["cache"]))
+        plan_file, proof = Path(paths["results"], "plan.json"), f"verify/{snakemake.wildcards.proof}.json"
+        plan = Plan.read(plan_file)
+        require_planned(snakemake.params.settings, plan.verify_params(proof), plan_file)
+        run_verify(plan, plan.verify_job(proof), Path(snakemake.output[0]), cache=Path(paths["cache"]))

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from stagebench._ownership import Ownership
-from stagebench.errors import ConfigError, StagebenchError
+from stagebench.errors import ConfigError, PlanError, StagebenchError
 
-__all__ = ["Ownership", "failures", "job", "log_progress", "require_gpu"]
+__all__ = ["Ownership", "failures", "job", "log_progress", "require_gpu", "require_planned"]
 
 log = logging.getLogger(__name__)
 PROGRESS_STEPS = 20
@@ -120,4 +120,16 @@ def require_gpu(resources: Any) -> None:
         raise ConfigError(
             f"resources.gpu of this job is {found!r}, expected 1: Snakemake was given none to hand out. "
             "Run with --resources gpu=1 (also on a machine without a GPU, where it keeps measurements from running side by side)."
+        )
+
+
+def require_planned(asked: str, planned: str, plan: Path) -> None:
+    """Refuse a job whose settings in the plan on disk are not those that Snakemake made it with, and will note as what was measured.
+
+    asked: the job's params. planned: the same by the plan. Raises PlanError.
+    """
+    if asked != planned:
+        raise PlanError(
+            f"{plan}: not the plan that this job was made with. It is written when work starts, by a hook of Snakemake's (--no-hooks?), "
+            "and by any run of a workflow that has this one as a module, a dry run too. Run snakemake again."
         )

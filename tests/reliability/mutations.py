@@ -176,6 +176,8 @@ GUARDS = [
           "tests/workflow/test_reruns.py::test_what_another_checkout_merged_otherwise_is_merged_again"),
     Guard("a merge is of one plan", "scripts/merge.py", "plan.take_basis(results, Path(snakemake.input.basis).name)", "pass",
           "tests/workflow/test_reruns.py::test_a_plan_that_was_looked_at_during_a_merge_is_not_taken_for_merged"),
+    Guard("a job is done by the plan that it was made with", SRC + "scripting.py", "if asked != planned:", "if False:",
+          "tests/workflow/test_reruns.py::test_a_job_is_not_done_by_another_plan_than_it_was_made_with"),
     Guard("a lost picture is told", SRC + "sources/_fast.py", "raise request.corrupt(str(lost)) from lost", "raise NotProven(str(lost)) from lost",
           "tests/unit/test_video.py::test_a_clip_with_a_missing_picture_is_refused"),
     Guard("stale rows are measured again", SRC + "standalone.py", "if not stands(output, plan.timing_fingerprint(job)):",

@@ -192,6 +192,24 @@ def test_a_report_alone_is_asked_for_again_after_a_merge_that_failed(study: Stud
     assert study.run(report, "--dry-run").rules == SUMMED
 
 
+@pytest.mark.parametrize("rule", ["timing", "report", "verify"])
+def test_a_job_is_not_done_by_another_plan_than_it_was_made_with(study: Study, rule: str) -> None:
+    """Its settings would be noted as those that it was done with."""
+
+    def change(config: dict[str, Any]) -> None:
+        if rule == "timing":
+            config["timing"].update(warmup=2)
+        elif rule == "report":
+            config.update(report={"title": "Another"})
+        else:
+            config["models"]["llava"].update(weights="dummy:1")
+
+    study.configure(change)
+    run = study.run("--no-hooks", "--until", rule, check=False)
+    assert run.status and run.rules == {rule: 3 if rule == "timing" else 1}
+    assert "PlanError: results/demo/plan.json: not the plan that this job was made with" in run.text
+
+
 def test_a_wrong_key_is_refused_by_name(study: Study) -> None:
     study.configure(lambda c: c["timing"].update(warmpu=2))
     run = study.run("--dry-run", check=False)
