@@ -7,8 +7,9 @@ only what the asked frames need and is taken where the file's packets prove it e
 taken everywhere else.
 
 What is not found: damage that is itself a valid bitstream (1 of 20 flipped bits in H.264, more in H.265 and VP9, which
-mark little); a whole packet that is gone, but for H.264 in MP4 and MKV, whose frame numbers tell; and an MPEG-TS or raw stream
-cut between two frames, for those say nowhere how long they are.
+mark little); a whole packet that is gone, but for H.264 without interlacing in MP4 and MKV, whose frame numbers tell (not of a
+picture that no other refers to, nor of an IDR picture where every other one is); and an MPEG-TS or raw stream cut between two
+frames, for those say nowhere how long they are.
 """
 
 from __future__ import annotations
