@@ -12,7 +12,7 @@ import polars as pl
 import pyarrow.parquet as pq
 import pytest
 
-from factories import config, make_study
+from factories import config, job_metadata, make_study
 from h200_study import h200_study
 from stagebench.errors import MergeError
 from stagebench.merge import merge
@@ -225,6 +225,17 @@ def test_what_an_interval_rests_on_is_said(results: Path, tmp_path: Path) -> Non
         assert {ratio["alone"] for card in _headline(study) for ratio in card["ratios"] if ratio["bounded"]} == {name == "one"}
     write_report(folders["one"])
     assert ", of one sequence: it speaks for that one only" in (folders["one"] / "report.html").read_text(encoding="utf-8")
+
+
+def test_an_engine_that_fell_back_is_said(tmp_path: Path) -> None:
+    note = "fused falls back to graph: <a family> that it does not know"
+    engine = {"name": "fused", "note": note, "prepare_ms": {}, "admission": {"note": note, "shapes": 1}}
+    merge(make_study(tmp_path, job=job_metadata(engine=engine), variants={"fused-00000000": {"engine": "fused"}}), tmp_path)
+    write_report(tmp_path)
+    shown = html.unescape((tmp_path / "report.html").read_text(encoding="utf-8"))
+    section = shown[shown.index('<section id="headline"') : shown.index('<section id="stages"')]
+    assert section.count(f"eventgpt, engine fused: {note}.") == 1, "once, however many jobs said it"
+    assert section.count(f"video_llava, engine fused: {note}.") == 1
 
 
 def test_columns_that_say_nothing_are_left_out_and_named(page: str, results: Path) -> None:

@@ -64,7 +64,7 @@ def write_report(results: Path, *, title: str | None = None) -> Path:
         title=title or f"{study.summary['study']}: stage-by-stage latency",
         style=markupsafe.Markup((_HERE / "style.css").read_text(encoding="utf-8")),  # noqa: S704 - our own file
         headline=_headline(study),
-        bottlenecks=_bottlenecks(study),
+        bottlenecks=_bottlenecks(study) + _engine_notes(study),
         tables=[_printed(study.tables[name], study.summary) for name in TABLES],
         figures=drawn,
         method=_method(study.summary),
@@ -148,6 +148,16 @@ def _draw(chart: Any, name: str, results: Path) -> markupsafe.Markup:
 def _bottlenecks(study: Study) -> list[str]:
     """The summary's sentences; where a model has several variants each says of which it is, as a legend does."""
     return [study.series(b) + b["sentence"].removeprefix(b["model"]) for b in study.summary.get("bottlenecks", ())]
+
+
+def _engine_notes(study: Study) -> list[str]:
+    """What engines said of themselves: a variant called `fused` that fell back to `generate` has that one's time."""
+    said: list[str] = []
+    for job in study.summary.get("jobs", ()):
+        engine = job["metadata"].get("engine") or {}
+        notes = dict.fromkeys(note for note in (engine.get("note"), (engine.get("admission") or {}).get("note")) if note)
+        said += [f"{study.series(job)}, engine {engine.get('name')}: {note.rstrip('.')}." for note in notes]
+    return list(dict.fromkeys(said))
 
 
 def _headline(study: Study) -> list[dict[str, Any]]:
