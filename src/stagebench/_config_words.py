@@ -43,8 +43,8 @@ def _expected(root: type[BaseModel], error: Any) -> str:
             return "Expected a list, as in [a, b]."
         case "model_type" | "dict_type":
             return "Expected keys below it, each with its value; to have the defaults, leave the section out."
-        case _:
-            return f"{error['msg']}."
+        case _:  # what our own validators say stands behind pydantic's word for them
+            return f"{error['msg'].removeprefix('Value error, ')}."
 
 
 def _line(place: Sequence[int | str], text: str, found: Any) -> str:

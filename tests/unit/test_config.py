@@ -51,7 +51,7 @@ def test_a_wrong_key_or_value_is_refused_by_name(demo: dict, key: str, value: ob
         ("compare.reference", "llava2", "none of the models"),
         ("models.llava.weights", "dummy:x", "whole number"),
         ("models.llava.preset", None, "dummy weights need a preset"),
-        ("models.llava.weights", "/models/llava", "a preset goes with dummy weights only"),
+        ("models.llava.weights", "/models/llava", "models.llava: a preset goes with dummy weights only"),
         ("datasets.demo.sensor", None, "events.size: sensor needs"),
         ("timing.repeats", {"min": 4, "max": 2}, "below repeats.min"),
     ],
