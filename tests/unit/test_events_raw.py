@@ -188,6 +188,15 @@ def test_damaged_and_foreign_files(tmp_path: Path, name: str, data: bytes, messa
         read_events(tmp_path / name)
 
 
+def test_a_window_of_a_recording_whose_clock_has_turned_is_refused(tmp_path: Path) -> None:
+    """Searched by time, it would give nothing, or another part."""
+    columns = recording(20_000)
+    columns["t"] = np.linspace(2**32 - 400_000, 2**32 + 5_000, 20_000).astype(np.int64) % 2**32
+    (tmp_path / "long.dat").write_bytes(dat(columns))
+    with pytest.raises(CorruptClipError, match=r"long\.dat: t falls from 429\d+ to \d+ between events 19\d+ and \d+"):
+        read_events(tmp_path / "long.dat", window=(2**32 - 3_000, 2**32))
+
+
 @pytest.mark.parametrize("data", [EVT2, EVT3, EVT3 + struct.pack("<3H", 0x2005, 0x4FFF, 0x0007), EVT2 + struct.pack("<I", 5)])
 def test_words_before_any_time_are_no_events(tmp_path: Path, data: bytes) -> None:
     (tmp_path / "a.raw").write_bytes(data)

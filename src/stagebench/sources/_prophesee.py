@@ -30,7 +30,8 @@ Columns = dict[str, np.ndarray]
 def read_dat(path: Path, window: tuple[int, int] | None) -> Columns:
     """Columns p, t, x, y. A window [t0, t1) in µs is searched in the file, and only its events are read.
 
-    Raises SourceError for a missing file, CorruptClipError for another type or version or a cut file, UnsafeFileError above MAX_EVENTS.
+    Raises SourceError for a missing file, CorruptClipError for another type or version, a cut file, or times that fall where a window
+    is searched, UnsafeFileError above MAX_EVENTS.
     """
     header, start = _header(path)
     if header.get("version", "2") != "2":
@@ -43,11 +44,25 @@ def read_dat(path: Path, window: tuple[int, int] | None) -> Columns:
     words = _words(path, start + 2, np.dtype([("t", "<u4"), ("xyp", "<u4")]))
     first, last = 0, len(words)
     if window is not None:
+        _check_rising(words["t"], path)
         first, last = (bisect_left(words, edge, key=lambda word: int(word["t"])) for edge in window)  # numpy's search would copy all
     _check_count(last - first, path)
     t, xyp = words["t"][first:last].astype(np.int64), np.ascontiguousarray(words["xyp"][first:last])
     # x: bits 0 to 13, y: 14 to 27, p: 28 to 31
     return {"t": t, "x": (xyp & 0x3FFF).astype(np.uint16), "y": (xyp >> 14 & 0x3FFF).astype(np.uint16), "p": (xyp >> 28).astype(np.uint8)}
+
+
+def _check_rising(t: np.ndarray, path: Path) -> None:
+    """That a search by time finds its place: 32 bits of microseconds turn after 71.6 minutes. 256 words show a turn."""
+    at = np.unique(np.linspace(0, len(t) - 1, 256, dtype=np.int64)) if len(t) else np.empty(0, np.int64)
+    times = t[at].astype(np.int64)
+    falls = np.flatnonzero(np.diff(times) < 0)
+    if len(falls):
+        n = int(falls[0])
+        raise CorruptClipError(
+            f"{path}: t falls from {times[n]} to {times[n + 1]} between events {at[n]} and {at[n + 1]}, expected times in order (32 bits "
+            "of microseconds turn after 71.6 minutes). Cut the recording into clips of their own."
+        )
 
 
 def read_raw(path: Path) -> Columns:
