@@ -113,7 +113,7 @@ def run(
     print_results(output_dir)
     if show_samples:
         print_samples(output_dir / "timings.parquet", show_samples)
-    console.print(f"\n{done.extracted} shards extracted, {done.timed} timing jobs run. Report: {done.report}")
+    console.print(f"\nextracted shards: {done.extracted}, timing jobs run: {done.timed}. Report: {done.report}")
 
 
 @app.command()

@@ -130,6 +130,8 @@ def _summary(folder: Path) -> dict[str, Any]:
         Config.model_validate(summary["config"])
         for key in ("machines", "studies", "verdict", "reasons"):
             summary[key]
+    except FileNotFoundError:
+        raise MergeError(f"{path}: no such file. Give the folder of a merged study, as results/<study>.") from None
     except (OSError, ValueError, KeyError, TypeError, RecursionError, StagebenchError) as error:
         raise MergeError(
             f"{path}: not a merged study ({type(error).__name__}: {error}). Give the folder that holds summary.json."

@@ -96,7 +96,7 @@ def test_an_invalid_side_is_said(tmp_path: Path) -> None:
 
 def test_refuses_what_cannot_be_compared(tmp_path: Path) -> None:
     a = study(tmp_path / "a")
-    with pytest.raises(MergeError, match=r"summary\.json: not a merged study"):
+    with pytest.raises(MergeError, match=r"summary\.json: no such file\. Give the folder of a merged study"):
         compare_results(a, tmp_path)
     b = study(tmp_path / "b", variants={"int8-0": {"quantization": "int8"}})
     with pytest.raises(MergeError, match="share no accepted sample"):
@@ -134,7 +134,7 @@ def test_the_command_exits_as_it_says(tmp_path: Path) -> None:
     assert code == 1 and "SLOWER by more than 5% with its whole interval: exit code 1." in " ".join(text.split())
     assert run(a, b, "--threshold", "0.5")[0] == 0 and run(b, a)[0] == 0
     code, text = run(a, tmp_path)
-    assert code == 2 and "not a merged study" in text
+    assert code == 2 and "Give the folder of a merged study" in " ".join(text.split())
 
 
 def test_exit_code_needs_the_whole_interval() -> None:
