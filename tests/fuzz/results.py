@@ -75,7 +75,9 @@ def _read_timings(where: Path, data: bytes) -> object:
     path = where / plan.jobs[0].path
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(data)
-    return gather._rows(gather._planned(plan, plan.jobs[0], gather._open(plan.jobs[0], where)))
+    file = gather._open(plan.jobs[0], where)
+    gather._check_planned(plan, [(plan.jobs[0], file)])
+    return gather._rows(file)
 
 
 def _read_merged(where: Path, data: bytes) -> object:
