@@ -168,8 +168,6 @@ GUARDS = [
           "tests/workflow/test_reruns.py::test_results_without_records_are_merged_again_for_another_plan_and_refused"),
     Guard("failed jobs are not taken for done", "rules/merge.smk", 'basis=f"<results>/{PLAN.basis}"', "basis=[]",
           "tests/workflow/test_reruns.py::test_jobs_that_all_failed_run_again"),
-    Guard("a failed merge is not taken for done", "Snakefile", '"<results>/summary.json",', "",
-          "tests/workflow/test_reruns.py::test_results_without_records_are_merged_again_for_another_plan_and_refused"),
     Guard("a failed merge is tried again whatever is asked for", SRC + "plan/study.py", 'there and (results / "summary.json").exists()',
           "there", "tests/workflow/test_reruns.py::test_a_report_alone_is_asked_for_again_after_a_merge_that_failed"),
     Guard("another checkout's merge is seen", SRC + "plan/study.py", '"written": secrets.token_hex(8)', '"written": ""',
