@@ -55,7 +55,7 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
     Raises Lost where one is missing for certain, Doubt for all else.
     """
     if codec == "h264":
-        length_size, known = _avcc(extradata or b"")
+        length_size, known, picture_sets = _avcc(extradata or b"")
         numbering = _h264_numbering(known[0])
         found = [_h264_picture(packet, length_size, known, numbering) for packet in packets]
         check_gaps(
@@ -63,7 +63,7 @@ def survey(codec: str, extradata: bytes | None, packets: Sequence[Packet]) -> li
             numbering,
             packets,
             length_size,
-            extradata or b"",
+            picture_sets,
         )
         return _in_order([(picture, referred_to) for picture, _, referred_to in found], numbering.order)
     if codec == "hevc":
@@ -224,18 +224,25 @@ def _check_sei(unit: memoryview, header: int) -> None:
         position += size
 
 
-def _avcc(extradata: bytes) -> tuple[int, list[bytes]]:
-    """Size of a unit's length and the sequence parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15)."""
+def _avcc(extradata: bytes) -> tuple[int, list[bytes], list[bytes]]:
+    """Size of a unit's length, sequence and picture parameter sets of an AVCDecoderConfigurationRecord (ISO/IEC 14496-15)."""
     if len(extradata) < 7 or extradata[0] != 1:
         raise Doubt("its header is no avcC")
-    known, position = [], 6
-    for _ in range(extradata[5] & 31):
+    sequence, position = _sets(extradata, 5, 31)
+    if len(sequence) != 1 or position > len(extradata):
+        raise Doubt(f"its header has {len(sequence)} sequence parameter sets")
+    return (extradata[4] & 3) + 1, sequence, _sets(extradata, position, 255)[0]
+
+
+def _sets(extradata: bytes, position: int, mask: int) -> tuple[list[bytes], int]:
+    """Parameter sets, each behind its length, behind their number (of which `mask` are the bits), and where they end."""
+    count, position = int.from_bytes(extradata[position : position + 1], "big") & mask, position + 1
+    found = []
+    for _ in range(count):
         length = int.from_bytes(extradata[position : position + 2], "big")
-        known.append(extradata[position + 2 : position + 2 + length])
+        found.append(extradata[position + 2 : position + 2 + length])
         position += 2 + length
-    if len(known) != 1 or position > len(extradata):
-        raise Doubt(f"its header has {len(known)} sequence parameter sets")
-    return (extradata[4] & 3) + 1, known
+    return found, position
 
 
 def _hvcc(extradata: bytes) -> tuple[int, list[bytes]]:

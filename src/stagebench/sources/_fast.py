@@ -107,21 +107,22 @@ def _index(request: Request, video: Video) -> _Index:
         raise NotProven("its packets do not have a pts each")
     if min(pts) < pts[0]:
         raise NotProven("frames are shown before its first picture")
-    _check_order(packets, pts, pictures)
-    return _Index(packets, sorted(p for p, packet in zip(pts, packets, strict=True) if not packet.is_discard), pictures)
+    return _Index(packets, _shown(packets, pts, pictures), pictures)
 
 
-def _check_order(packets: Sequence[Packet], pts: list[int], pictures: list[Picture]) -> None:
-    """Raises NotProven unless frames come out of the decoder in the order of their pts; clips joined without a new encoding may not."""
-    shown: list[tuple[int, int, int]] = []
+def _shown(packets: Sequence[Packet], pts: list[int], pictures: list[Picture]) -> list[int]:
+    """The pts in the order of showing, of what is shown. Raises NotProven unless frames come out of the decoder in that order; of clips
+    joined without a new encoding they may not."""
+    places: list[tuple[int, tuple[int, int]]] = []
     group = 0
     for time, packet, picture in zip(pts, packets, pictures, strict=True):
         group += picture.idr
         if not packet.is_discard:
-            shown.append((time, group, picture.order))
-    shown.sort()
-    if any(one[1:] >= other[1:] for one, other in pairwise(shown)):
+            places.append((time, (group, picture.order)))
+    places.sort()
+    if any(one >= other for (_, one), (_, other) in pairwise(places)):
         raise NotProven("its timestamps are not in the order of its pictures")
+    return [time for time, _ in places]
 
 
 def _decode(context: VideoCodecContext, index: _Index, targets: set[int]) -> Iterator[VideoFrame]:

@@ -30,11 +30,12 @@ class Numbering(NamedTuple):
 
 
 def check_gaps(
-    pictures: list[tuple[bool, int, bool]], numbering: Numbering, packets: Sequence[Packet], length_size: int, extradata: bytes
+    pictures: list[tuple[bool, int, bool]], numbering: Numbering, packets: Sequence[Packet], length_size: int, sets: Sequence[bytes]
 ) -> None:
     """Raises Doubt unless each picture's frame_num follows that of the last one that others may refer to (ITU-T H.264, 7.4.3).
 
-    `pictures`, one a packet: whether it is an IDR picture, its frame_num, whether others may refer to it.
+    `pictures`, one a packet: whether it is an IDR picture, its frame_num, whether others may refer to it. `sets`: the header's picture
+    parameter sets.
     Lost if a picture that is predicted from others jumps ahead. Where a stream starts or is joined midway, its first picture refers to
     none; after memory_management_control_operation 5 follows 1 (7.4.3.3); a decoder takes the last number again for another part of the
     same picture. None of these is a loss.
@@ -46,7 +47,7 @@ def check_gaps(
             doubt = doubt or f"frame_num {number} stands where {right} is due: a picture is missing"
             again = (due - 1) % (1 << numbering.width)
             legal = last < 0 or idr or number == again or _intra(packets[at], length_size)
-            if not legal and not (number == 1 and _may_empty(packets, last, numbering, length_size, extradata)):
+            if not legal and not (number == 1 and _may_empty(packets, last, numbering, length_size, sets)):
                 raise Lost(f"picture {at + 1} of {len(pictures)} has frame_num {number} where {due} is due: one before it is missing")
         if referred_to:
             due, last = (number * (not idr) + 1) % (1 << numbering.width), at
@@ -67,34 +68,22 @@ def _first_slice(packet: Packet, length_size: int, size: int) -> Bits:
     return bits
 
 
-def _may_empty(packets: Sequence[Packet], at: int, numbering: Numbering, length_size: int, extradata: bytes) -> bool:
+def _may_empty(packets: Sequence[Packet], at: int, numbering: Numbering, length_size: int, sets: Sequence[bytes]) -> bool:
     """Whether memory_management_control_operation 5 stands in a picture, or may, for its parameters are not known for certain."""
     kind = next(unit[0] & 31 for unit in units(packets[at], length_size) if unit[0] & 31 in (_SLICE, _IDR))
     if kind == _IDR:
         return False
-    sets = _avcc_pps(extradata)
+    found = {unit for unit in sets if unit and unit[0] & 31 == _PPS}
     for packet in packets:
-        sets |= {bytes(unit) for unit in units(packet, length_size) if unit[0] & 31 == _PPS}
-    known = [parameters(Bits(unit[1:])) for unit in sets]
+        found |= {bytes(unit) for unit in units(packet, length_size) if unit[0] & 31 == _PPS}
+    known = [parameters(Bits(unit[1:])) for unit in found]
     bits = _first_slice(packets[at], length_size, 16)
     bits.golomb()
     number = bits.golomb()
-    said = {found for name, found in known if name == number}
+    said = {layout for name, layout in known if name == number}
     layout = said.pop() if len(said) == 1 else None
     if layout is None:
         return True
     width = numbering.before + numbering.width
     header = _first_slice(packets[at], length_size, 1024)
     return empties(header, layout, number=width, order=numbering.order, chroma=numbering.chroma)
-
-
-def _avcc_pps(extradata: bytes) -> set[bytes]:
-    """Its picture parameter sets; `_avcc` has been through what stands before them."""
-    sets, position = [], 5
-    for mask in (31, 255):
-        count, position = int.from_bytes(extradata[position : position + 1], "big") & mask, position + 1
-        for _ in range(count):
-            length = int.from_bytes(extradata[position : position + 2], "big")
-            sets.append(extradata[position + 2 : position + 2 + length])
-            position += 2 + length
-    return {unit for unit in sets if unit and unit[0] & 31 == _PPS}
